@@ -1,0 +1,168 @@
+// The Python face of the core: latxa_megatron._core. Arrays in and out are NumPy's; nothing else of Python enters
+// csrc/.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <utility>
+
+#include "gather.h"
+#include "packing.h"
+#include "permutation.h"
+#include "store_reader.h"
+#include "store_writer.h"
+
+namespace py = pybind11;
+using namespace latxa;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+TokenType token_type(int code) {
+    if (code != 4 && code != 8) throw py::value_error("the token type is 8 (uint16) or 4 (int32)");
+    return static_cast<TokenType>(code);
+}
+
+void add_document(ShardWriter& writer, const Array<std::int32_t>& tokens, const Array<std::int32_t>& spans) {
+    if (tokens.ndim() != 1) throw py::value_error("tokens: one dimension");
+    if (spans.size() > 0 && (spans.ndim() != 2 || spans.shape(1) != 2)) throw py::value_error("spans: shape [k, 2]");
+    writer.add(tokens.data(), static_cast<std::size_t>(tokens.size()), reinterpret_cast<const Span*>(spans.data()),
+               static_cast<std::size_t>(spans.size()) / 2);
+}
+
+void check_document(const Shard& shard, std::uint64_t document) {
+    if (document >= shard.documents()) throw py::index_error("the shard has no such document");
+}
+
+py::array_t<std::int32_t> lengths(const Shard& shard) {
+    py::array_t<std::int32_t> out(static_cast<py::ssize_t>(shard.documents()));
+    for (std::uint64_t i = 0; i < shard.documents(); ++i) out.mutable_data()[i] = shard.length(i);
+    return out;
+}
+
+py::array_t<std::int64_t> document_tokens(const Shard& shard, std::uint64_t document) {
+    check_document(shard, document);
+    const auto n = static_cast<std::size_t>(shard.length(document));
+    py::array_t<std::int64_t> out(static_cast<py::ssize_t>(n));
+    shard.copy_tokens(document, 0, n, out.mutable_data());
+    return out;
+}
+
+py::array_t<std::int32_t> document_spans(const Shard& shard, std::uint64_t document) {
+    check_document(shard, document);
+    if (!shard.with_mask()) {
+        py::array_t<std::int32_t> all({py::ssize_t{1}, py::ssize_t{2}});
+        all.mutable_data()[0] = 0;
+        all.mutable_data()[1] = shard.length(document);
+        return all;
+    }
+    const std::size_t n = shard.span_count(document);
+    py::array_t<std::int32_t> out({static_cast<py::ssize_t>(n), py::ssize_t{2}});
+    for (std::size_t i = 0; i < n; ++i) {
+        out.mutable_data()[2 * i] = shard.span(document, i).start;
+        out.mutable_data()[2 * i + 1] = shard.span(document, i).end;
+    }
+    return out;
+}
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple pack(const Array<std::uint32_t>& sizes, std::uint32_t capacity) {
+    Packing packing;
+    {
+        py::gil_scoped_release release;
+        packing = best_fit_decreasing(sizes.data(), static_cast<std::size_t>(sizes.size()), capacity);
+    }
+    return py::make_tuple(to_array(packing.offsets), to_array(packing.items));
+}
+
+// A plan's two arrays, memory mapped by the caller, and the shards that they name.
+class Gatherer {
+  public:
+    Gatherer(Stores stores, Array<std::int64_t> offsets, Array<std::uint8_t> slices)
+        : stores_(std::move(stores)), offsets_(std::move(offsets)), slices_(std::move(slices)) {
+        if (static_cast<std::size_t>(slices_.size()) % sizeof(Slice) != 0 || offsets_.size() < 1)
+            throw StoreError("the plan's files are cut short");
+    }
+
+    py::dict batch(const std::vector<std::int64_t>& rows, std::size_t positions, std::int64_t pad) const {
+        const auto b = static_cast<py::ssize_t>(rows.size()), s = static_cast<py::ssize_t>(positions);
+        py::array_t<std::int64_t> tokens({b, s}), labels({b, s}), position_ids({b, s});
+        py::array_t<float> loss_mask({b, s});
+        std::vector<std::int32_t> ends{0};
+        const auto* slices = reinterpret_cast<const Slice*>(slices_.data());
+        const auto slice_count = static_cast<std::int64_t>(static_cast<std::size_t>(slices_.size()) / sizeof(Slice));
+        for (std::size_t r = 0; r < rows.size(); ++r) {
+            if (rows[r] < 0 || rows[r] + 1 >= offsets_.size()) throw py::index_error("the plan has no such row");
+            const std::int64_t first = offsets_.data()[rows[r]], last = offsets_.data()[rows[r] + 1];
+            if (first < 0 || last < first || last > slice_count) throw StoreError("the plan's row offsets are damaged");
+            const std::size_t at = r * positions;
+            const SampleView out{tokens.mutable_data() + at, labels.mutable_data() + at, loss_mask.mutable_data() + at,
+                                 position_ids.mutable_data() + at, positions};
+            gather_sample(stores_, slices + first, static_cast<std::size_t>(last - first), pad, out,
+                          static_cast<std::int32_t>(at), ends);
+        }
+        py::dict result;
+        result["tokens"] = std::move(tokens);
+        result["labels"] = std::move(labels);
+        result["loss_mask"] = std::move(loss_mask);
+        result["position_ids"] = std::move(position_ids);
+        result["cu_seqlens"] = to_array(ends);
+        return result;
+    }
+
+  private:
+    Stores stores_;
+    Array<std::int64_t> offsets_;
+    Array<std::uint8_t> slices_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Token stores, packing, sample order and batch gather. Formats: docs/formats.md.";
+    py::register_exception<StoreError>(m, "StoreError", PyExc_OSError);
+
+    py::class_<ShardWriter>(m, "ShardWriter")
+        .def(py::init([](std::string prefix, int type, bool with_mask) {
+                 return std::make_unique<ShardWriter>(std::move(prefix), token_type(type), with_mask);
+             }),
+             py::arg("prefix"), py::arg("token_type"), py::arg("with_mask"))
+        .def("add", &add_document, py::arg("tokens"), py::arg("spans"),
+             "Append a document: tokens int32 [n], trained spans int32 [k, 2].")
+        .def("finish", &ShardWriter::finish, "Write the index and the mask, fsync, rename into place.")
+        .def_property_readonly("documents", &ShardWriter::documents)
+        .def_property_readonly("tokens", &ShardWriter::tokens)
+        .def_property_readonly("trained_tokens", &ShardWriter::trained_tokens);
+
+    py::class_<Shard, std::shared_ptr<Shard>>(m, "Shard")
+        .def(py::init<const std::string&, bool>(), py::arg("prefix"), py::arg("with_mask"))
+        .def("__len__", &Shard::documents)
+        .def_property_readonly("lengths", &lengths, "Tokens of each document, int32 [documents].")
+        .def("tokens", &document_tokens, py::arg("document"), "A document's token ids, int64 [n].")
+        .def("spans", &document_spans, py::arg("document"), "A document's trained spans, int32 [k, 2].");
+
+    m.def("best_fit_decreasing", &pack, py::arg("sizes"), py::arg("capacity"),
+          "(row offsets int64 [rows + 1], item indices uint32 [n]) of the packed sizes.");
+
+    py::class_<Permutation>(m, "Permutation")
+        .def(py::init<std::uint64_t, std::uint64_t>(), py::arg("n"), py::arg("key"))
+        .def("__len__", &Permutation::size)
+        .def("__getitem__", [](const Permutation& p, std::uint64_t i) {
+            if (i >= p.size()) throw py::index_error("outside the permutation");
+            return p.at(i);
+        });
+
+    py::class_<Gatherer>(m, "Gatherer")
+        .def(py::init<Stores, Array<std::int64_t>, Array<std::uint8_t>>(), py::arg("stores"), py::arg("row_offsets"),
+             py::arg("slices"))
+        .def("batch", &Gatherer::batch, py::arg("rows"), py::arg("positions"), py::arg("pad"),
+             "tokens, labels, position_ids int64 [b, s]; loss_mask float32 [b, s]; cu_seqlens int32 over the b*s "
+             "positions.");
+}

@@ -1,0 +1,42 @@
+// Turns rows of a pack plan into the arrays of a batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "store_reader.h"
+
+namespace latxa {
+
+// One slice of a document in a pack plan: tokens [start, start + length) of a document, of which the first length - 1
+// are inputs and the last length - 1 are labels. The record of slices.bin, little-endian.
+struct Slice {
+    std::uint16_t store;
+    std::uint16_t shard;
+    std::uint32_t document;
+    std::uint32_t start;
+    std::uint32_t length;
+};
+static_assert(sizeof(Slice) == 16);
+
+// One sample of `positions` positions, written into the caller's arrays. Documents stand one after the other, each with
+// positions from 0; what is left at the end is padding: token `pad`, label `pad`, mask 0, a document of its own.
+struct SampleView {
+    std::int64_t* tokens;
+    std::int64_t* labels;
+    float* loss_mask;
+    std::int64_t* position_ids;
+    std::size_t positions;
+};
+
+// stores[s][h] is shard h of store s.
+using Stores = std::vector<std::vector<std::shared_ptr<Shard>>>;
+
+// Fills one sample and appends the exclusive end of each of its documents, plus `base`, to document_ends.
+// Throws StoreError for a slice that names tokens no store has, or for more slices than fit.
+void gather_sample(const Stores& stores, const Slice* slices, std::size_t count, std::int64_t pad,
+                   const SampleView& out, std::int32_t base, std::vector<std::int32_t>& document_ends);
+
+}  // namespace latxa

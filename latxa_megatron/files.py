@@ -1,0 +1,76 @@
+"""Outputs that appear whole or not at all, and the fingerprints that name inputs."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latxa_megatron.errors import LatxaError
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value in its canonical form, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write text so that a reader, or a crash at any instant, sees the old file or the new one."""
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file; LatxaError where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LatxaError(f"{path}: there is no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LatxaError(f"{path}: is not valid JSON ({error}); make it again") from None
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory `path.partial` to fill, renamed to `path` at the end of the block and removed if the block fails.
+
+    What a killed run left is cleared first. Raises LatxaError if `path` exists.
+    """
+    if path.exists():
+        raise LatxaError(f"{path}: exists already; remove it or name another directory")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_directory(partial)
+    partial.rename(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to the disk, so that a rename of it names files that are there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
