@@ -1,0 +1,234 @@
+"""One YAML file is one run. Every section of it is a class here; an unknown key or a wrong type is refused by name."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from latxa_megatron import recipes
+from latxa_megatron.errors import LatxaError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    hf: Path = Field(description="Hugging Face directory of the backbone: sizes, tokenizer and chat template")
+    checkpoint: Path | None = Field(None, description="Megatron checkpoint whose weights training starts from")
+
+
+class SourceSection(Section):
+    paths: list[str] = Field(description="JSONL files or globs")
+    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each document is seen; 0.5 takes half of them")
+    hold_out: Share = Field(0.0, description="share of the documents kept out of training, chosen by a hash of their id")
+
+
+class DataSection(Section):
+    sources: dict[str, SourceSection] = Field(default_factory=dict, description="what `latxa data build` reads")
+    tokenizer: Path | None = Field(None, description="directory of the tokenizer; model.hf where it is not given")
+    store: Path = Field(description="token store")
+    plan: Path = Field(description="pack plan")
+    seq_length: PositiveInt = 8192
+
+
+class ParallelSection(Section):
+    tp: PositiveInt = Field(1, description="tensor parallel, with sequence parallelism from 2 on")
+    pp: PositiveInt = Field(1, description="pipeline parallel")
+    vp: PositiveInt = Field(1, description="virtual pipeline stages (model chunks) on each pipeline rank")
+
+
+class PrecisionSection(Section):
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    fp8: Literal["none", "tensorwise"] = Field("none", description="Transformer Engine FP8 recipe; needs an H100 or newer")
+
+
+class OptimizerSection(Section):
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.33, description="final learning rate, as a share of lr")
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_grad: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 does not clip")
+
+
+class TrainSection(Section):
+    steps: PositiveInt | None = Field(None, description="optimizer steps; the whole plan once where it is not given")
+    global_batch: PositiveInt = Field(256, description="samples in a step")
+    micro_batch: PositiveInt = 1
+    seed: int = 33
+
+
+class CheckpointSection(Section):
+    every: PositiveInt = Field(100, description="steps between checkpoints; the last step always saves one")
+    keep: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
+
+
+class RunConfig(Section):
+    name: str
+    out: Path = Field(description="directory of checkpoints and metrics")
+    model: ModelSection
+    data: DataSection
+    parallel: ParallelSection = ParallelSection()
+    precision: PrecisionSection = PrecisionSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.data.tokenizer or self.model.hf
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.parallel.vp > 1 and self.parallel.pp == 1:
+            raise ValueError("parallel.vp: virtual stages need parallel.pp of at least 2")
+        if self.train.global_batch % self.train.micro_batch:
+            raise ValueError("train.global_batch: is not a multiple of train.micro_batch")
+        return self
+
+
+def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The run that a YAML file describes, on top of its `base:` recipe, with `section.key=value` overrides applied.
+
+    Paths in it are relative to the working directory. Raises LatxaError naming file, line or override, and key.
+    """
+    values, lines = _read(path)
+    origin = dict.fromkeys(lines, "")
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise LatxaError(f"'{override}': an override has the form section.key=value")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise LatxaError(f"'{override}': the value is not valid YAML") from None
+        _merge(values, _nested(key.split("."), value))
+        origin[key] = override
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, path, lines, origin) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The values of a run file merged over its base recipe, and the line of each dotted key of the file itself."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LatxaError(f"{path}: there is no such run file; `latxa recipes list` shows those that ship") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LatxaError(f"{path}: cannot be read as text ({error})") from None
+    try:
+        values = yaml.load(text, _Loader)
+        lines = _key_lines(yaml.compose(text, yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise LatxaError(f"{place}: is not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise LatxaError(f"{path}: a run file is a YAML mapping with sections such as model: and data:")
+    base = values.pop("base", None)
+    if base is None:
+        return values, lines
+    if base not in recipes.names():
+        raise LatxaError(f"{path}:{lines.get('base', 1)}: base: there is no recipe '{base}'{_closest(base, recipes.names())}")
+    merged, _ = _read(recipes.path(base))
+    _merge(merged, values)
+    return merged, lines
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: 1e-5 is a number (PyYAML's YAML 1.1 reads it as text)."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}{key.value}"
+            lines[dotted] = key.start_mark.line + 1
+            lines.update(_key_lines(value, dotted + "."))
+    return lines
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[str, int], overrides: dict[str, str]) -> LatxaError:
+    """The first fault that pydantic found, as one sentence with its place."""
+    fault = error.errors()[0]
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location)
+    if overrides.get(key):
+        place = f"'{overrides[key]}'"
+    else:
+        known = next((k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in lines), None)
+        place = f"{path}:{lines[known]}" if known else str(path)
+    if fault["type"] == "extra_forbidden":
+        return LatxaError(f"{place}: there is no key '{key}'{_closest(location[-1], _fields(location[:-1]))}")
+    if fault["type"] == "missing":
+        return LatxaError(f"{place}: the key '{key}' is missing{_describe(location)}")
+    if fault["type"] == "value_error":
+        return LatxaError(f"{place}: {fault['msg'].removeprefix('Value error, ')}")
+    return LatxaError(f"{place}: {key}: {fault['msg'].lower()}, got {fault['input']!r}")
+
+
+def _section_at(location: list[str]) -> type[BaseModel] | None:
+    """The section class at a dotted place, or None where there is none."""
+    kind: Any = RunConfig
+    for part in location:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+            kind = kind.model_fields[part].annotation
+        else:
+            return None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _fields(location: list[str]) -> list[str]:
+    section = _section_at(location)
+    return list(section.model_fields) if section else []
+
+
+def _describe(location: list[str]) -> str:
+    section = _section_at(location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    return f" ({field.description})" if field and field.description else ""
+
+
+def _closest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1)
+    if match:
+        return f"; did you mean '{match[0]}'?"
+    return f"; there are {', '.join(known)}" if known else ""

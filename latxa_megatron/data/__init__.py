@@ -1,0 +1,1 @@
+"""From sources to batches: documents and conversations, tokens and trained spans, token store, pack plan, batch."""

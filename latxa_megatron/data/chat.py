@@ -1,0 +1,136 @@
+"""Conversations to tokens and trained spans: the assistant turns, with their end-of-turn token, and nothing else.
+
+Most templates (Llama's among them) do not mark what the assistant says. So the template is run on every prefix of the
+conversation: an assistant turn is what its rendering adds to the generation prompt before it, up to and including the first
+control token after its content. A template for which that does not hold (one that rewrites earlier turns, or has no end of
+turn) is refused. The text is then cut at the control tokens that the *template* wrote; those in the content stay text.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from latxa_megatron.data.tokenizer import Tokenizer
+from latxa_megatron.errors import LatxaError
+
+_ROLES = ("system", "user", "assistant", "tool", "ipython")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of one document or conversation, and the spans [start, end) of them that are trained."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raise LatxaError unless the tokenizer has a chat template."""
+    if not tokenizer.chat_template:
+        raise LatxaError(
+            f"{tokenizer.directory}: the tokenizer has no chat template, so conversations cannot be rendered; "
+            "use the instruct model's tokenizer or add a chat_template.jinja"
+        )
+
+
+def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]], place: object) -> Tokens:
+    """Tokens of a conversation as the chat template renders it, with one BOS where the model wants one.
+
+    place is named in errors. Raises LatxaError for a conversation that cannot be rendered or has no assistant turn, and for
+    a template in which assistant turns cannot be told.
+    """
+    _check_roles(messages, place)
+    mark = _absent_character(messages)
+    pattern = tokenizer.control_pattern
+    # A mark inside each control token that the content spells keeps it from being taken for the template's own.
+    safe = [{**m, "content": pattern.sub(lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+    text = _render(tokenizer, safe, place)
+    trained = [_assistant_span(tokenizer, safe, i, text, place) for i, m in enumerate(safe) if m["role"] == "assistant"]
+    ids, flags = _tokenize(tokenizer, text, trained, mark)
+    if tokenizer.bos_id is not None and ids[0] != tokenizer.bos_id:
+        ids, flags = [tokenizer.bos_id, *ids], [False, *flags]
+    return Tokens(ids, _spans(flags))
+
+
+def _check_roles(messages: list[dict[str, Any]], place: object) -> None:
+    previous = ""
+    for i, message in enumerate(messages):
+        role = message["role"]
+        if role not in _ROLES:
+            raise LatxaError(f"{place}: message {i + 1} has the role '{role}'; there are {', '.join(_ROLES)}")
+        if role == "system" and i > 0:
+            raise LatxaError(f"{place}: message {i + 1} is a system message; only the first can be")
+        if role == "assistant" and previous in ("", "system", "assistant"):
+            raise LatxaError(f"{place}: message {i + 1} is an assistant turn that answers no user turn")
+        if role == "user" and previous == "user":
+            raise LatxaError(f"{place}: message {i + 1} is a user turn after a user turn")
+        previous = role
+    if not any(m["role"] == "assistant" for m in messages):
+        raise LatxaError(f"{place}: the conversation has no assistant turn, so nothing of it would be trained")
+
+
+def _absent_character(messages: list[dict[str, Any]]) -> str:
+    """A private-use character that no message contains."""
+    used = set().union(*(m["content"] for m in messages))
+    return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
+
+
+def _render(tokenizer: Tokenizer, messages: list[dict[str, Any]], place: object, *, prompt: bool = False) -> str:
+    try:
+        return tokenizer.render_chat(messages, add_generation_prompt=prompt)
+    except Exception as error:  # a template is a program of someone else's: it may raise anything
+        raise LatxaError(f"{place}: the chat template refuses the conversation: {error}") from None
+
+
+def _assistant_span(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], turn: int, text: str, place: object
+) -> tuple[int, int]:
+    """Characters [start, end) of an assistant turn in the rendered conversation, end-of-turn token included."""
+    before = _render(tokenizer, messages[:turn], place, prompt=True)
+    after = _render(tokenizer, messages[: turn + 1], place)
+    if not (text.startswith(after) and after.startswith(before)):
+        raise LatxaError(
+            f"{tokenizer.directory}: the chat template renders a turn differently once others follow, "
+            f"so assistant turns cannot be told (at {place})"
+        )
+    content = messages[turn]["content"]
+    rest = after[len(before) :]
+    shown = next((c for c in (content, content.strip(), content.lstrip(), content.rstrip()) if rest.startswith(c)), None)
+    if shown is None:
+        raise LatxaError(
+            f"{tokenizer.directory}: the chat template changes what the assistant says, "
+            f"so assistant turns cannot be told (at {place})"
+        )
+    end = tokenizer.control_pattern.search(rest, len(shown))
+    if end is None:
+        raise LatxaError(f"{tokenizer.directory}: the chat template has no end-of-turn token after an assistant turn")
+    return len(before), len(before) + end.end()
+
+
+def _tokenize(
+    tokenizer: Tokenizer, text: str, trained: list[tuple[int, int]], mark: str
+) -> tuple[list[int], list[bool]]:
+    """Ids of the rendered text, and for each whether it begins inside a trained range of characters."""
+    ids: list[int] = []
+    flags: list[bool] = []
+    at = 0
+    for piece in tokenizer.control_pattern.split(text):
+        if piece in tokenizer.control_tokens:
+            ids.append(tokenizer.control_tokens[piece])
+            flags.append(_inside(at, trained))
+        elif piece:
+            kept = [at + i for i, c in enumerate(piece) if c != mark]  # place in `text` of each character encoded
+            piece_ids, offsets = tokenizer.encode_with_offsets(piece.replace(mark, ""))
+            ids += piece_ids
+            flags += [_inside(kept[min(start, len(kept) - 1)], trained) for start, _ in offsets]
+        at += len(piece)
+    return ids, flags
+
+
+def _inside(at: int, ranges: list[tuple[int, int]]) -> bool:
+    return any(start <= at < end for start, end in ranges)
+
+
+def _spans(flags: list[bool]) -> list[tuple[int, int]]:
+    """Runs of True as [start, end)."""
+    edges = [i for i in range(len(flags) + 1) if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])]
+    return list(zip(edges[::2], edges[1::2], strict=True))

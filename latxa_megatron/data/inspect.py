@@ -1,0 +1,97 @@
+"""What is in a token store or a pack plan: facts to print, and samples to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from latxa_megatron.data.dataset import PackedDataset
+from latxa_megatron.data.plan import MANIFEST, PackPlan
+from latxa_megatron.data.store import TokenStore, Totals
+from latxa_megatron.data.tokenizer import Tokenizer
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import read_json
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    samples: int
+    seq_length: int
+    passes: int
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of tokens, decoded, that are all trained or all not, inside one document of a sample."""
+
+    text: str
+    trained: bool
+    document: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """plan is None for a store; sample is empty where no tokenizer was given."""
+
+    sources: dict[str, Totals]
+    plan: PlanFacts | None
+    sample: list[Piece]
+
+
+def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0) -> Inspection:
+    """Facts about the store or plan at `path`, with document (or sample) number `sample` decoded.
+
+    Raises LatxaError for a path that is neither, a sample past the end, or another tokenizer than the one it was built with.
+    """
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise LatxaError(f"{path}: is neither a token store nor a pack plan (it has no {MANIFEST})")
+    plan = PackPlan(path) if read_json(manifest).get("format") == "latxa-pack-plan" else None
+    stores = plan.stores if plan else [TokenStore(path)]
+    sources = {name: totals for store in stores for name, totals in store.totals().items()}
+    facts = PlanFacts(len(plan), plan.seq_length, len(plan.manifest["passes"]), plan.efficiency()) if plan else None
+    pieces: list[Piece] = []
+    if tokenizer_directory:
+        tokenizer = Tokenizer(tokenizer_directory)
+        if tokenizer.fingerprint != stores[0].manifest["tokenizer"]["fingerprint"]:
+            raise LatxaError(f"{tokenizer_directory}: is not the tokenizer that {path} was built with")
+        count = len(plan) if plan else sum(totals.documents for totals in sources.values())
+        if not 0 <= sample < count:
+            raise LatxaError(f"{path}: has no sample {sample}; there are {count}, from 0 on")
+        tokens = _plan_sample(path, sample) if plan else _store_sample(stores[0], sample)
+        pieces = _pieces(tokenizer, tokens)
+    return Inspection(sources, facts, pieces)
+
+
+_Token = tuple[int, bool, int]  # id, trained, number of its document
+
+
+def _store_sample(store: TokenStore, number: int) -> list[_Token]:
+    for shard in store.shards:
+        if number < len(shard):
+            trained = {t for start, end in shard.spans(number).tolist() for t in range(start, end)}
+            return [(t, i in trained, 0) for i, t in enumerate(shard.tokens(number).tolist())]
+        number -= len(shard)
+    return []
+
+
+def _plan_sample(path: Path, number: int) -> list[_Token]:
+    """The labels of a sample: what the model is asked to predict; each document's first token is never asked."""
+    batch = PackedDataset(path).batch([number])
+    borders = batch.cu_seqlens.tolist()
+    tokens = []
+    for document, (start, end) in enumerate(zip(borders, borders[1:], strict=False)):
+        ids = [int(batch.tokens[0, start]), *batch.labels[0, start:end].tolist()]
+        trained = [False, *batch.loss_mask[0, start:end].bool().tolist()]
+        tokens += [(t, m, document) for t, m in zip(ids, trained, strict=True)]
+    return tokens
+
+
+def _pieces(tokenizer: Tokenizer, tokens: list[_Token]) -> list[Piece]:
+    pieces: list[Piece] = []
+    start = 0
+    for i in range(1, len(tokens) + 1):
+        if i == len(tokens) or tokens[i][1:] != tokens[start][1:]:
+            _, trained, document = tokens[start]
+            pieces.append(Piece(tokenizer.decode([t for t, _, _ in tokens[start:i]]), trained, document))
+            start = i
+    return pieces

@@ -1,0 +1,100 @@
+"""A Hugging Face tokenizer, with what a training corpus asks of it beside ids: BOS, document end, control tokens, identity."""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import fingerprint
+
+_DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
+
+
+class Tokenizer:
+    """The tokenizer of a directory with tokenizer.json. Control tokens that stand literally in a text are text.
+
+    Raises LatxaError where the directory has none that loads.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        import transformers
+
+        if not directory.is_dir():
+            raise LatxaError(f"{directory}: there is no such tokenizer directory")
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            self._backend = self._tokenizer.backend_tokenizer
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise LatxaError(f"{directory}: holds no tokenizer.json that transformers can load ({reason})") from None
+        self._backend.encode_special_tokens = True
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.directory = directory
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Text of each special token -> its id."""
+        return {t.content: i for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Matches one control token, the longest that fits, as its only group."""
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else "(?!)()")
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that the tokenizer itself puts before a text (Llama's <|begin_of_text|>), or None."""
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        whole = self._backend.encode("a").ids
+        at = len(whole) - len(bare) if whole[-len(bare) :] == bare else whole.index(bare[0])
+        return whole[0] if at == 1 else None
+
+    @cached_property
+    def document_end_id(self) -> int:
+        """The token after a corpus text: the model's end of text, not its end of turn."""
+        for token in _DOCUMENT_ENDS:
+            if token in self.control_tokens:
+                return self.control_tokens[token]
+        if self._tokenizer.eos_token_id is None:
+            raise LatxaError(f"{self.directory}: the tokenizer has no end-of-text token")
+        return int(self._tokenizer.eos_token_id)
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        return template
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides ids: the vocabulary, merges, normalizer, pre-tokenizer and special tokens."""
+        return fingerprint({"tokenizer": self._backend.to_str(), "special": self._tokenizer.special_tokens_map})
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Ids of corpus texts: BOS where the model wants one, the text, document end."""
+        head = [] if self.bos_id is None else [self.bos_id]
+        tail = [self.document_end_id]
+        return [head + e.ids + tail for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text and the characters [start, end) of each."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        """The text that the chat template makes of messages."""
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
