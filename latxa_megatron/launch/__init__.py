@@ -1,0 +1,1 @@
+"""Start `latxa train` on several processes."""

@@ -1,0 +1,43 @@
+"""`latxa launch local`: torchrun's elastic agent on this machine, one node, no restarts."""
+
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from latxa_megatron.errors import LatxaError
+
+
+def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None) -> None:
+    """Run `latxa train RUN.yaml` in nproc processes that torchrun starts and watches; wait for all of them.
+
+    One process that fails ends the others. Raises LatxaError then, and before any start for a run that cannot work.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from latxa_megatron.config import load_run
+    from latxa_megatron.train.check import check_run
+
+    check_run(load_run(run_file, overrides), nproc)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    worker = ["-m", "latxa_megatron", "train", str(run_file), *(overrides or [])]
+    try:
+        elastic_launch(agent, sys.executable)(*worker)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise LatxaError(
+            f"{run_file}: rank {rank} ended with exit status {failure.exitcode}; what it said stands above"
+        ) from None

@@ -1,0 +1,90 @@
+"""GPTModel from megatron-core for a Llama shape, a parallel layout and a precision."""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.model import device
+from latxa_megatron.model.layers import block_spec
+from latxa_megatron.model.layout import Layout, Precision, check_layout
+from latxa_megatron.model.llama import LlamaShape
+
+
+def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) -> TransformerConfig:
+    """megatron-core's configuration: no biases, no dropout, loss summed over tokens."""
+    gpu = device.on_gpu()
+    interleaved = layout.vp > 1
+    fp8: dict[str, Any] = {}
+    if precision.fp8 != "none":
+        if not device.has_transformer_engine():
+            raise LatxaError(f"precision.fp8: {precision.fp8} needs a GPU and Transformer Engine; set it to none")
+        fp8 = {"fp8": "hybrid", "fp8_recipe": precision.fp8}
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        layernorm_epsilon=shape.norm_eps,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vp if interleaved else None,
+        sequence_parallel=layout.tp > 1,
+        params_dtype=precision.dtype,
+        pipeline_dtype=precision.dtype,
+        bf16=precision.dtype == torch.bfloat16,
+        # Before DDP is built, or data-parallel gradients are scaled wrong (Adam hides it).
+        calculate_per_token_loss=True,
+        # The interleaved schedule is silently wrong with batched point-to-point messages.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        deallocate_pipeline_outputs=True,
+        use_cpu_initialization=not gpu,
+        bias_activation_fusion=gpu,
+        bias_dropout_fusion=gpu,
+        apply_rope_fusion=gpu and device.has_transformer_engine(),
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        **fp8,
+    )
+
+
+def build_model(shape: LlamaShape, layout: Layout, precision: Precision) -> list[GPTModel]:
+    """This rank's model chunks: one, or layout.vp of them, on its device, with random weights.
+
+    torch.distributed and megatron-core's parallel state must be initialized. Raises LatxaError for an impossible layout.
+    """
+    check_layout(shape, layout)
+    config = transformer_config(shape, layout, precision)
+    return [_chunk(shape, config, i if layout.vp > 1 else None) for i in range(layout.vp)]
+
+
+def _chunk(shape: LlamaShape, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
+    stage: dict[str, Any] = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
+    model = GPTModel(
+        config,
+        block_spec(config, vp_stage),
+        vocab_size=shape.vocab,
+        max_sequence_length=shape.max_positions,
+        pre_process=parallel_state.is_pipeline_first_stage(**stage),
+        post_process=parallel_state.is_pipeline_last_stage(**stage),
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,
+        rope_scaling=shape.rope_factor is not None,
+        rope_scaling_factor=shape.rope_factor or 1.0,
+        vp_stage=vp_stage,
+    )
+    return model.to(device.device())

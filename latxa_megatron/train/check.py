@@ -1,0 +1,62 @@
+"""What is wrong with a run, found in seconds and without megatron-core: before a job is queued, and again by every rank."""
+
+import torch
+
+from latxa_megatron.config import RunConfig
+from latxa_megatron.data.plan import PackPlan
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.model.layout import Layout, Precision, check_layout
+from latxa_megatron.model.llama import LlamaShape
+
+
+def layout(run: RunConfig) -> Layout:
+    return Layout(run.parallel.tp, run.parallel.pp, run.parallel.vp)
+
+
+def precision(run: RunConfig) -> Precision:
+    return Precision(torch.bfloat16 if run.precision.dtype == "bf16" else torch.float32, run.precision.fp8)
+
+
+def steps(run: RunConfig, samples: int) -> int:
+    """Optimizer steps of a run over a plan of so many samples."""
+    return run.train.steps or samples // run.train.global_batch
+
+
+def check_run(run: RunConfig, world_size: int) -> None:
+    """Raise LatxaError with the reason and the mend if the run cannot work on world_size ranks."""
+    shape = LlamaShape.from_hf(run.model.hf)
+    check_layout(shape, layout(run))
+    ranks = run.parallel.tp * run.parallel.pp
+    if world_size % ranks:
+        raise LatxaError(f"parallel: tp x pp is {ranks}, and {world_size} processes do not divide by it")
+    data_parallel = world_size // ranks
+    if run.train.global_batch % (run.train.micro_batch * data_parallel):
+        raise LatxaError(
+            f"train.global_batch: {run.train.global_batch} is not a multiple of micro_batch {run.train.micro_batch} "
+            f"x {data_parallel} data-parallel ranks"
+        )
+    microbatches = run.train.global_batch // (run.train.micro_batch * data_parallel)
+    if run.parallel.vp > 1 and microbatches % run.parallel.pp:
+        raise LatxaError(f"parallel.vp: the {microbatches} microbatches of a step do not divide by pp {run.parallel.pp}")
+    if run.model.checkpoint and not run.model.checkpoint.is_dir():
+        raise LatxaError(f"model.checkpoint: there is no checkpoint {run.model.checkpoint}; `latxa convert import` makes one")
+    _check_data(run, shape)
+
+
+def _check_data(run: RunConfig, shape: LlamaShape) -> None:
+    plan = PackPlan(run.data.plan)
+    if plan.seq_length != run.data.seq_length:
+        raise LatxaError(
+            f"data.seq_length: is {run.data.seq_length}, but {run.data.plan} was packed for {plan.seq_length}; pack again"
+        )
+    if run.data.seq_length > shape.max_positions:
+        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
+    vocab = max(store.manifest["tokenizer"]["vocab_size"] for store in plan.stores)
+    if vocab > shape.vocab:
+        raise LatxaError(f"data.plan: its tokens go up to {vocab - 1}, but the model's vocabulary has {shape.vocab}")
+    wanted = steps(run, len(plan)) * run.train.global_batch
+    if wanted == 0 or wanted > len(plan):
+        raise LatxaError(
+            f"train.steps: needs {wanted or run.train.global_batch} samples, but {run.data.plan} has {len(plan)}; "
+            "give the sources more epochs or train fewer steps"
+        )

@@ -1,0 +1,147 @@
+"""Megatron torch_dist checkpoints: DIR/iter_0000030/ with a run.json, and DIR/latest_checkpointed_iteration.txt.
+
+A checkpoint is written under another name and renamed when all ranks are done, so what has its name is whole.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import (
+    get_default_load_sharded_strategy,
+    get_default_save_sharded_strategy,
+)
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from latxa_megatron import __version__
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import read_json, sha256, sync_directory, write_atomically, write_json
+from latxa_megatron.train.optimizer import allocate_state
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RUN_FILE = "run.json"
+
+CONTENT = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "singleton_local_shards": False,
+    "chained_optim_avoid_prefix": True,
+}
+"""How tensors are named and cut in the files, in megatron-core's words; stored with them, so that any reader knows."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What training changes: the model chunks of this rank, the optimizer and the schedule."""
+
+    chunks: list[GPTModel]
+    optimizer: MegatronOptimizer
+    schedule: OptimizerParamScheduler
+
+
+def iteration_directory(root: Path, step: int) -> Path:
+    return root / f"iter_{step:07d}"
+
+
+def latest(root: Path) -> Path | None:
+    """The newest whole checkpoint under root, or None."""
+    found = sorted(path for path in root.glob("iter_*") if path.suffix == "" and (path / RUN_FILE).is_file())
+    return found[-1] if found else None
+
+
+def resolve(checkpoint: Path) -> Path:
+    """The iter_* directory that a path names: itself, or the newest inside. LatxaError if there is none."""
+    if (checkpoint / ".metadata").is_file():
+        return checkpoint
+    found = latest(checkpoint)
+    if found is None:
+        raise LatxaError(f"{checkpoint}: holds no whole Megatron checkpoint")
+    return found
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """run.json of a checkpoint; empty for one that another program wrote."""
+    file = directory / RUN_FILE
+    return read_json(file) if file.is_file() else {}
+
+
+def save(root: Path, step: int, state: State, facts: dict[str, Any], *, keep: int) -> None:
+    """Write root/iter_STEP and point the tracker at it; older ones than the newest `keep` are removed. All ranks call it."""
+    final = iteration_directory(root, step)
+    write(final, _sharded(state, loading=False), {"step": step, **facts})
+    if dist.get_rank() == 0:
+        write_atomically(root / TRACKER, f"{step}\n")
+        for old in sorted(root.glob("iter_???????"))[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write a sharded state dict as the torch_dist directory `final`, with facts and file hashes in run.json."""
+    partial = final.with_name(final.name + ".partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    strategy = get_default_save_sharded_strategy()
+    if parallel_state.model_parallel_is_initialized():
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        strategy = FullyParallelSaveStrategyWrapper(strategy, group, True)
+    dist_checkpointing.save(sharded_state, str(partial), strategy, content_metadata=CONTENT)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        sums = {str(p.relative_to(partial)): sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        write_json(partial / RUN_FILE, {**facts, "latxa_megatron": __version__, "sha256": sums})
+        sync_directory(partial)
+        if final.exists():  # left by a run that died between the rename and the tracker
+            shutil.rmtree(final)
+        partial.rename(final)
+    dist.barrier()
+
+
+def load(directory: Path, state: State) -> dict[str, Any]:
+    """Load everything of a training checkpoint, whatever layout wrote it; its run.json."""
+    allocate_state(state.optimizer)
+    loaded = _load(directory, _sharded(state, loading=True))
+    for i, chunk in enumerate(state.chunks):
+        chunk.load_state_dict(loaded[f"model{i}"])
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.schedule.load_state_dict(loaded["schedule"])
+    return read_facts(directory)
+
+
+def load_weights(directory: Path, chunks: list[GPTModel]) -> None:
+    """Load the model's weights alone, as from an imported checkpoint. Raises LatxaError where one is missing."""
+    wanted = {f"model{i}": chunk.sharded_state_dict(metadata=_metadata()) for i, chunk in enumerate(chunks)}
+    loaded, _, absent = _load(directory, wanted, StrictHandling.RETURN_UNEXPECTED)
+    weights = sorted(key for key in absent if not key.endswith("_extra_state"))  # FP8 scales: begin afresh
+    if weights:
+        raise LatxaError(f"{directory}: has no {weights[0]}; it is the checkpoint of another model")
+    for i, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"model{i}"], strict=False)
+
+
+def _metadata() -> dict[str, Any]:
+    return {**CONTENT, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+
+
+def _sharded(state: State, *, loading: bool) -> dict[str, Any]:
+    models = {f"model{i}": c.sharded_state_dict(metadata=_metadata()) for i, c in enumerate(state.chunks)}
+    optimizer = state.optimizer.sharded_state_dict(models, is_loading=loading, metadata=CONTENT)
+    return {**models, "optimizer": optimizer, "schedule": state.schedule.state_dict()}
+
+
+def _load(directory: Path, wanted: dict[str, Any], strict: StrictHandling | None = None) -> Any:
+    strategy = get_default_load_sharded_strategy(str(directory))
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    options = {} if strict is None else {"strict": strict}
+    return dist_checkpointing.load(wanted, str(directory), FullyParallelLoadStrategyWrapper(strategy, group), **options)

@@ -1,0 +1,40 @@
+"""Process groups: torch.distributed from the launcher's environment, then megatron-core's parallel state."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from latxa_megatron.model import device
+from latxa_megatron.model.layout import Layout
+
+
+def connect() -> None:
+    """Join the process group that torchrun or srun described; a group of one where there is no launcher."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if device.on_gpu() else "gloo"
+    if device.on_gpu():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def spread(layout: Layout, seed: int) -> None:
+    """Lay the ranks out as megatron-core does, and seed the random states of each."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def disconnect() -> None:
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()

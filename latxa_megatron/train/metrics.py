@@ -1,0 +1,32 @@
+"""What a run reports: one JSON line for each step, and a line for the person who watches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from latxa_megatron.files import write_atomically
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """metrics.jsonl of a run directory, cut back to the steps before `start` when a run resumes there."""
+
+    def __init__(self, out: Path, start: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._path = out / FILE
+        kept = [line for line in read_metrics(out) if line["step"] <= start]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, values: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The steps that a run has reported, oldest first; a line that a kill cut short is left out."""
+    path = out / FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

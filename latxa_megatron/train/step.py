@@ -1,0 +1,126 @@
+"""One optimizer step: microbatches of a plan's samples through megatron-core's pipeline schedule."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from latxa_megatron.config import TrainSection
+from latxa_megatron.data.dataset import Batch, PackedDataset
+from latxa_megatron.model import device
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: nats per trained token over the global batch. trained_tokens: how many those were."""
+
+    loss: float
+    trained_tokens: int
+    grad_norm: float
+
+
+def samples_of_step(section: TrainSection, step: int, rank: int, ranks: int) -> Iterator[list[int]]:
+    """The sample numbers of each microbatch of data-parallel rank `rank` of `ranks`, in order."""
+    first = step * section.global_batch
+    for start in range(rank * section.micro_batch, section.global_batch, ranks * section.micro_batch):
+        yield [first + start + i for i in range(section.micro_batch)]
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """GPTModel's arguments for a batch whose documents do not see each other.
+
+    With Transformer Engine the samples are laid end to end as one sequence in THD format; megatron-core's own attention
+    gets a block-diagonal causal mask, bool [b, 1, s, s], true where attention is forbidden.
+    """
+    to = device.device()
+    if not device.has_transformer_engine():
+        return {
+            "input_ids": batch.tokens.to(to),
+            "position_ids": batch.position_ids.to(to),
+            "attention_mask": _block_diagonal_mask(batch).to(to),
+            "labels": batch.labels.to(to),
+        }
+    borders = batch.cu_seqlens.to(to, non_blocking=True)
+    longest = int((batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).max())
+    return {
+        "input_ids": batch.tokens.view(1, -1).to(to, non_blocking=True),
+        "position_ids": batch.position_ids.view(1, -1).to(to, non_blocking=True),
+        "attention_mask": None,
+        "labels": batch.labels.view(1, -1).to(to, non_blocking=True),
+        "packed_seq_params": PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=borders,
+            cu_seqlens_kv=borders,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        ),
+    }
+
+
+def _block_diagonal_mask(batch: Batch) -> Tensor:
+    b, s = batch.tokens.shape
+    document = torch.repeat_interleave(batch.cu_seqlens.diff().long()).view(b, s)
+    same = document[:, :, None] == document[:, None, :]
+    allowed = same & torch.ones(s, s, dtype=torch.bool).tril()
+    return ~allowed[:, None]
+
+
+def _sum_of_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    mask = loss_mask.reshape(-1)
+    total = (losses.float().reshape(-1) * mask).sum()
+    count = mask.sum()
+    return total, count.to(torch.int), {"loss": torch.stack([total.detach(), count])}
+
+
+def _forward(batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+    batch = next(batches)
+    return model(**model_inputs(batch)), partial(_sum_of_losses, batch.loss_mask.to(device.device()))
+
+
+def train_step(
+    model: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    dataset: PackedDataset,
+    section: TrainSection,
+    step: int,
+) -> StepResult:
+    """Forward and backward over the step's samples, then the optimizer. The same result on every rank."""
+    rank = parallel_state.get_data_parallel_rank()
+    microbatches = list(samples_of_step(section, step, rank, parallel_state.get_data_parallel_world_size()))
+    for chunk in model:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    packed = device.has_transformer_engine()
+    outputs = get_forward_backward_func()(
+        forward_step_func=_forward,
+        # every stage needs the document borders, so every chunk reads the batches
+        data_iterator=[map(dataset.batch, microbatches) for _ in model],
+        model=model,
+        num_microbatches=len(microbatches),
+        seq_length=dataset.seq_length * (section.micro_batch if packed else 1),
+        micro_batch_size=1 if packed else section.micro_batch,
+        forward_only=False,
+    )
+    _, grad_norm, _ = optimizer.step()
+    loss, tokens = _over_all_ranks(outputs).tolist()
+    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0))
+
+
+def _over_all_ranks(outputs: list[dict[str, Tensor]]) -> Tensor:
+    """Sum of losses and trained tokens of the global batch, float64 [2]; only the last stage has outputs."""
+    total = torch.zeros(2, dtype=torch.float64, device=device.device())
+    for output in outputs:
+        total += output["loss"]
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast(total, last, group=parallel_state.get_pipeline_model_parallel_group())
+    return total
