@@ -3,6 +3,7 @@
 Imports stand inside the commands: `latxa --help` should not wait for torch.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from latxa_megatron.errors import LatxaError
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _OPTIONS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(
-    help="From an open-weight LLM and a corpus in a low-resource language to a trained model, on Megatron-core.", **_OPTIONS
+    help="From an open-weight LLM and a corpus in a low-resource language to a trained model, on Megatron-core.",
+    **_OPTIONS,
 )
 data = typer.Typer(help="Build, pack and look at training data.", **_OPTIONS)
 convert = typer.Typer(help="Turn Hugging Face directories into Megatron checkpoints and back.", **_OPTIONS)
@@ -37,7 +39,8 @@ console = Console()
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file; `latxa recipes list` shows those that ship.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to change, as in optimizer.lr=1e-5.")
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to change, as in optimizer.lr=1e-5."),
 ]
 
 
@@ -88,7 +91,8 @@ def data_build(
 @data.command("pack")
 def data_pack(
     stores: Annotated[
-        list[str] | None, typer.Argument(metavar="STORE[:epochs=N]...", help="Token stores, and how often each is seen.")
+        list[str] | None,
+        typer.Argument(metavar="STORE[:epochs=N]...", help="Token stores, and how often each is seen."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Pack plan to write.")] = None,
     seq_length: Annotated[int, typer.Option(min=1, help="Positions in a sample.")] = 8192,
@@ -223,10 +227,12 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for everything the demo makes.")] = Path("demo-out"),
     backbone: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Llama-architecture Hugging Face directory instead of SmolLM2-135M.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Llama-architecture Hugging Face directory instead of SmolLM2-135M."),
     ] = None,
     corpus: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="JSONL of documents instead of the sample corpus; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="JSONL of documents instead of the sample corpus; repeatable."),
     ] = None,
 ) -> None:
     """Teach a small real model some Basque on this machine: the whole road, from text to a measured model.
@@ -264,11 +270,10 @@ def _bytes_bar(what: str) -> Iterator[Any]:
 
 
 def _print_sources(sources: dict[str, Any]) -> None:
-    table = Table("source", *(Text(t, justify="right") for t in ("documents", "tokens", "trained", "share")), box=None)
+    table = Table("source", *(Column(t, justify="right") for t in ("documents", "tokens", "trained", "share")), box=None)
     for name, totals in sources.items():
         trained = totals.trained_tokens / totals.tokens if totals.tokens else 0.0
-        cells = (f"{totals.documents:,}", f"{totals.tokens:,}", f"{totals.trained_tokens:,}", f"{trained:.1%}")
-        table.add_row(name, *(Text(cell, justify="right") for cell in cells))
+        table.add_row(name, f"{totals.documents:,}", f"{totals.tokens:,}", f"{totals.trained_tokens:,}", f"{trained:.1%}")
     console.print(table)
 
 
@@ -289,6 +294,7 @@ def main() -> None:
     """The command `latxa`. What a user did wrong ends with one sentence and status 2."""
     warnings.simplefilter("ignore")  # megatron-core warns of each optional package that is not there
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     try:
         app()
     except LatxaError as error:

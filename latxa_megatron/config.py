@@ -24,7 +24,7 @@ class ModelSection(Section):
 
 
 class SourceSection(Section):
-    paths: list[str] = Field(description="JSONL files or globs")
+    paths: list[str] = Field(min_length=1, description="JSONL files or globs")
     epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each document is seen; 0.5 takes half of them")
     hold_out: Share = Field(0.0, description="share of the documents kept out of training, chosen by a hash of their id")
 
@@ -41,6 +41,7 @@ class ParallelSection(Section):
     tp: PositiveInt = Field(1, description="tensor parallel, with sequence parallelism from 2 on")
     pp: PositiveInt = Field(1, description="pipeline parallel")
     vp: PositiveInt = Field(1, description="virtual pipeline stages (model chunks) on each pipeline rank")
+    stages: list[int] | None = Field(None, description="layers of each of the pp x vp stages; equal where it is not given")
 
 
 class PrecisionSection(Section):
@@ -155,9 +156,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:

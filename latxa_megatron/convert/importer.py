@@ -16,7 +16,7 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
-from latxa_megatron.train.distributed import connect
+from latxa_megatron.train.distributed import connected
 
 ORIGIN = "hf"
 WEIGHT_MAP = "weight_map.json"
@@ -38,8 +38,8 @@ def import_hf(hf: Path, out: Path) -> Path:
         with open_tensors(hf) as tensors:
             state = {row.mcore: _sharded(shape, row, tensors) for row in rows(shape)}
             _check_all_used(hf, shape, tensors)
-            connect()
-            checkpoint.write(final, {"model": state}, {"step": 0, "imported": identity})
+            with connected():
+                checkpoint.write(final, {"model": state}, {"step": 0, "imported": identity})
     _keep_origin(hf, out / ORIGIN)
     write_atomically(out / checkpoint.TRACKER, "0\n")
     return final
@@ -70,9 +70,7 @@ def _read(shape: LlamaShape, row: Row, tensors: HfTensors, layer: int) -> Any:
             raise LatxaError(f"the Hugging Face directory has no tensor {name}, which its config.json asks for")
         parts.append(tensors[name])
         if tuple(parts[-1].shape) != shape.tensor_shape(name):
-            raise LatxaError(
-                f"{name}: has the shape {tuple(parts[-1].shape)}, config.json says {shape.tensor_shape(name)}"
-            )
+            raise LatxaError(f"{name}: has the shape {tuple(parts[-1].shape)}, config.json says {shape.tensor_shape(name)}")
     return row.pack(shape, parts)
 
 

@@ -106,7 +106,7 @@ def _inputs(tokenizer: Tokenizer, sources: list[Source]) -> dict[str, Any]:
             "document_end": tokenizer.document_end_id,
             "template": fingerprint(tokenizer.chat_template) if tokenizer.chat_template else None,
         },
-        "settings": {"chunk_bytes": src.CHUNK_BYTES},
+        "settings": {"chunk_bytes": src.CHUNK_BYTES, "order": [source.name for source in sources]},
         "sources": {
             source.name: {
                 "hold_out": source.hold_out,
@@ -161,9 +161,7 @@ def _run(tasks: list[_Task], tokenizer_directory: Path, workers: int, progress: 
         else:
             left.append(task)
     if workers > 1 and len(left) > 1:
-        with ProcessPoolExecutor(
-            min(workers, len(left)), get_context("spawn"), _start_worker, (tokenizer_directory,)
-        ) as pool:
+        with ProcessPoolExecutor(min(workers, len(left)), get_context("spawn"), _start_worker, (tokenizer_directory,)) as pool:
             running = {pool.submit(_write_shard_in_worker, task): task for task in left}
             try:
                 for future in as_completed(running):

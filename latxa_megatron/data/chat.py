@@ -81,9 +81,7 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, Any]], place: object,
         raise LatxaError(f"{place}: the chat template refuses the conversation: {error}") from None
 
 
-def _assistant_span(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], turn: int, text: str, place: object
-) -> tuple[int, int]:
+def _assistant_span(tokenizer: Tokenizer, messages: list[dict[str, Any]], turn: int, text: str, place: object) -> tuple[int, int]:
     """Characters [start, end) of an assistant turn in the rendered conversation, end-of-turn token included."""
     before = _render(tokenizer, messages[:turn], place, prompt=True)
     after = _render(tokenizer, messages[: turn + 1], place)
@@ -106,9 +104,7 @@ def _assistant_span(
     return len(before), len(before) + end.end()
 
 
-def _tokenize(
-    tokenizer: Tokenizer, text: str, trained: list[tuple[int, int]], mark: str
-) -> tuple[list[int], list[bool]]:
+def _tokenize(tokenizer: Tokenizer, text: str, trained: list[tuple[int, int]], mark: str) -> tuple[list[int], list[bool]]:
     """Ids of the rendered text, and for each whether it begins inside a trained range of characters."""
     ids: list[int] = []
     flags: list[bool] = []

@@ -1,6 +1,7 @@
 """What is in a token store or a pack plan: facts to print, and samples to look at."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from latxa_megatron.data.dataset import PackedDataset
@@ -79,7 +80,7 @@ def _plan_sample(path: Path, number: int) -> list[_Token]:
     batch = PackedDataset(path).batch([number])
     borders = batch.cu_seqlens.tolist()
     tokens = []
-    for document, (start, end) in enumerate(zip(borders, borders[1:], strict=False)):
+    for document, (start, end) in enumerate(pairwise(borders)):
         ids = [int(batch.tokens[0, start]), *batch.labels[0, start:end].tolist()]
         trained = [False, *batch.loss_mask[0, start:end].bool().tolist()]
         tokens += [(t, m, document) for t, m in zip(ids, trained, strict=True)]

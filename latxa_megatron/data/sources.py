@@ -72,7 +72,7 @@ def find(name: str, patterns: list[str], hold_out: float = 0.0) -> Source:
     """The source whose files match the patterns, sorted. Raises LatxaError for a pattern without a file and an empty file."""
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+        found = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207 (takes absolute ones)
         if not found:
             raise LatxaError(f"{pattern}: there is no such file (source '{name}')")
         paths += [path for path in found if path not in paths]

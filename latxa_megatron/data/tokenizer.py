@@ -92,9 +92,7 @@ class Tokenizer:
 
     def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
         """The text that the chat template makes of messages."""
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

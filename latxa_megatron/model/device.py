@@ -66,9 +66,7 @@ def _widened(value: Any) -> Any:
 
 
 def _is_cuda(where: Any) -> bool:
-    return (isinstance(where, str) and where.startswith("cuda")) or (
-        isinstance(where, torch.device) and where.type == "cuda"
-    )
+    return (isinstance(where, str) and where.startswith("cuda")) or (isinstance(where, torch.device) and where.type == "cuda")
 
 
 class _CudaMeansCpu(TorchFunctionMode):

@@ -40,6 +40,7 @@ def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) 
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vp if interleaved else None,
+        pipeline_model_parallel_layout=layout.layer_layout(),
         sequence_parallel=layout.tp > 1,
         params_dtype=precision.dtype,
         pipeline_dtype=precision.dtype,
@@ -49,7 +50,8 @@ def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) 
         # The interleaved schedule is silently wrong with batched point-to-point messages.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        deallocate_pipeline_outputs=True,
+        # gloo may still be sending a stage's output when megatron-core frees it; a CUDA stream keeps the order.
+        deallocate_pipeline_outputs=gpu,
         use_cpu_initialization=not gpu,
         bias_activation_fusion=gpu,
         bias_dropout_fusion=gpu,

@@ -10,11 +10,22 @@ from latxa_megatron.model.llama import LlamaShape
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is spread: tensor, pipeline and virtual pipeline sizes. Sequence parallelism goes with tp > 1."""
+    """How a model is spread: tensor, pipeline and virtual pipeline sizes. Sequence parallelism goes with tp > 1.
+
+    stages has the layers of each of the pp x vp stages in the model's order; without it they are equal.
+    """
 
     tp: int = 1
     pp: int = 1
     vp: int = 1
+    stages: tuple[int, ...] | None = None
+
+    def layer_layout(self) -> list[list[str]] | None:
+        """stages in megatron-core's words: the embedding in the first, the loss in the last."""
+        if self.stages is None:
+            return None
+        layout = [["decoder"] * layers for layers in self.stages]
+        return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,20 @@ class Precision:
 
 def check_layout(shape: LlamaShape, layout: Layout) -> None:
     """Raise LatxaError for a layout that this model cannot be spread over."""
-    for what, size in (("attention heads", shape.heads), ("key-value heads", shape.kv_heads), ("vocabulary", shape.vocab)):
+    for what, size in (
+        ("attention heads", shape.heads),
+        ("key-value heads", shape.kv_heads),
+        ("vocabulary", shape.vocab),
+    ):
         if size % layout.tp:
             raise LatxaError(f"parallel.tp: {size} {what} do not divide by {layout.tp}; choose another tp")
     stages = layout.pp * layout.vp
-    if shape.layers % stages:
+    if layout.stages is not None:
+        if len(layout.stages) != stages or sum(layout.stages) != shape.layers or min(layout.stages) < 0:
+            raise LatxaError(
+                f"parallel.stages: {list(layout.stages)} are not {stages} stages (pp x vp) of {shape.layers} layers in all"
+            )
+    elif shape.layers % stages:
         raise LatxaError(
             f"parallel.pp: {shape.layers} layers do not divide by {stages} stages (pp x vp); choose another pp or vp"
         )

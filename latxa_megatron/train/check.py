@@ -10,7 +10,8 @@ from latxa_megatron.model.llama import LlamaShape
 
 
 def layout(run: RunConfig) -> Layout:
-    return Layout(run.parallel.tp, run.parallel.pp, run.parallel.vp)
+    p = run.parallel
+    return Layout(p.tp, p.pp, p.vp, tuple(p.stages) if p.stages else None)
 
 
 def precision(run: RunConfig) -> Precision:

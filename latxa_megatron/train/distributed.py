@@ -1,6 +1,9 @@
 """Process groups: torch.distributed from the launcher's environment, then megatron-core's parallel state."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,17 +13,29 @@ from latxa_megatron.model import device
 from latxa_megatron.model.layout import Layout
 
 
+@contextmanager
+def connected() -> Iterator[None]:
+    """connect() for the length of a block; a group that was there before stays."""
+    there = dist.is_initialized()
+    connect()
+    try:
+        yield
+    finally:
+        if not there:
+            disconnect()
+
+
 def connect() -> None:
     """Join the process group that torchrun or srun described; a group of one where there is no launcher."""
     if dist.is_initialized():
         return
-    backend = "nccl" if device.on_gpu() else "gloo"
+    options: dict[str, Any] = {"backend": "gloo"}
     if device.on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        options = {"backend": "nccl", "device_id": device.device()}
+    if "RANK" not in os.environ:
+        options.update(store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(**options)
 
 
 def spread(layout: Layout, seed: int) -> None:
@@ -36,5 +51,6 @@ def spread(layout: Layout, seed: int) -> None:
 
 
 def disconnect() -> None:
-    parallel_state.destroy_model_parallel()
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

@@ -14,7 +14,7 @@ from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 from latxa_megatron.train.check import check_run, layout, precision, steps
 from latxa_megatron.train.checkpoint import State
-from latxa_megatron.train.distributed import connect, disconnect, spread
+from latxa_megatron.train.distributed import connected, spread
 from latxa_megatron.train.metrics import MetricsLog
 from latxa_megatron.train.optimizer import build_optimizer, build_schedule, unwrap, wrap
 from latxa_megatron.train.step import StepResult, train_step
@@ -28,7 +28,11 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> No
 
     Raises LatxaError for a run that cannot work, before any model is built.
     """
-    connect()
+    with connected():
+        _train(run, watch)
+
+
+def _train(run: RunConfig, watch: Watch) -> None:
     check_run(run, dist.get_world_size())
     spread(layout(run), run.train.seed)
     dataset = PackedDataset(run.data.plan)
@@ -59,7 +63,6 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> No
             watch(step + 1, total, result)
         if (step + 1) % run.checkpoint.every == 0 or step + 1 == total:
             checkpoint.save(run.checkpoints, step + 1, state, facts, keep=run.checkpoint.keep)
-    disconnect()
 
 
 def _check_same_data(done: dict[str, Any], facts: dict[str, Any], run: RunConfig) -> None:

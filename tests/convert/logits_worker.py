@@ -1,0 +1,64 @@
+"""Loads a checkpoint under each of several layouts and writes the logits of given tokens. Run under torchrun by test_logits."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from latxa_megatron.model.gpt import build_model
+from latxa_megatron.model.layout import Layout, Precision
+from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.train import checkpoint
+from latxa_megatron.train.distributed import connect, disconnect, spread
+
+
+def logits(chunks, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Logits [b, s, vocabulary] on the ranks of the last stage, through megatron-core's pipeline schedule."""
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+
+    def forward(_, model):
+        return model(tokens, positions, None), lambda output, non_loss_data: output
+
+    with torch.no_grad():
+        outputs = get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=[None] * len(chunks),
+            model=chunks,
+            num_microbatches=1,
+            seq_length=tokens.shape[1],
+            micro_batch_size=tokens.shape[0],
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+        if not parallel_state.is_pipeline_last_stage():
+            return None
+        return gather_from_tensor_model_parallel_region(outputs[0])
+
+
+def main(hf: Path, root: Path, tokens_file: Path, layouts: list[dict[str, int]], out: Path) -> None:
+    from megatron.core import parallel_state
+
+    connect()
+    tokens = torch.from_numpy(np.load(tokens_file))
+    for i, sizes in enumerate(layouts):
+        layout = Layout(**sizes)
+        spread(layout, seed=1)
+        chunks = build_model(LlamaShape.from_hf(hf), layout, Precision(torch.float32))
+        checkpoint.load_weights(checkpoint.resolve(root), chunks)
+        found = logits(chunks, tokens)
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        if dist.get_rank() == last:
+            np.save(out / f"{i}.npy", found.numpy())
+        dist.barrier()
+    disconnect()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), json.loads(sys.argv[4]), Path(sys.argv[5]))

@@ -1,0 +1,105 @@
+"""Import followed by export is the source, bit for bit; what is not a whole Llama is refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latxa_megatron.convert.exporter import export_hf
+from latxa_megatron.convert.importer import import_hf
+from latxa_megatron.errors import LatxaError
+from tests.tiny import load_llama, write_llama
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tied": True}, {"dtype": torch.bfloat16}, {"max_shard_size": "100KB"}],
+    ids=["fp32", "tied", "bf16", "several files"],
+)
+def test_export_of_an_import_is_the_source(options, tmp_path):
+    source = write_llama(tmp_path / "hf", **options)
+    import_hf(source, tmp_path / "ckpt")
+    export_hf(tmp_path / "ckpt", tmp_path / "back")
+    files = sorted(path.name for path in source.glob("*.safetensors"))
+    assert files == sorted(path.name for path in (tmp_path / "back").glob("*.safetensors"))
+    assert len(files) > 1 if "max_shard_size" in options else len(files) == 1
+    for file in files:
+        before, after = load_file(source / file), load_file(tmp_path / "back" / file)
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            assert tensor.dtype == after[name].dtype
+            assert torch.equal(tensor, after[name]), name
+    assert (source / "config.json").read_bytes() == (tmp_path / "back" / "config.json").read_bytes()
+    tokens = torch.arange(32)[None]
+    dtype = options.get("dtype", torch.float32)
+    with torch.no_grad():
+        assert torch.equal(load_llama(source, dtype)(tokens).logits, load_llama(tmp_path / "back", dtype)(tokens).logits)
+
+
+def test_the_checkpoint_is_megatrons(tmp_path):
+    """megatron-core's own reader finds the stacked tensors under the names that its GPTModel saves."""
+    from megatron.core import dist_checkpointing
+
+    import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    assert (tmp_path / "ckpt" / "latest_checkpointed_iteration.txt").read_text().strip() == "0"
+    found = dist_checkpointing.load_tensors_metadata(str(tmp_path / "ckpt" / "iter_0000000"))
+    assert {name: tuple(tensor.global_shape) for name, tensor in found.items()} == {
+        "embedding.word_embeddings.weight": (128, 64),
+        "decoder.layers.self_attention.linear_qkv.layer_norm_weight": (4, 64),
+        "decoder.layers.self_attention.linear_qkv.weight": (4, 128, 64),
+        "decoder.layers.self_attention.linear_proj.weight": (4, 64, 64),
+        "decoder.layers.mlp.linear_fc1.layer_norm_weight": (4, 64),
+        "decoder.layers.mlp.linear_fc1.weight": (4, 192, 64),
+        "decoder.layers.mlp.linear_fc2.weight": (4, 64, 96),
+        "decoder.final_layernorm.weight": (64,),
+        "output_layer.weight": (128, 64),
+    }
+
+
+def _edit_config(directory: Path, **values) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def _drop(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _cut(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_drop, "model.layers.2.mlp.up_proj.weight"),
+        (_cut, "model.safetensors: is not a whole safetensors file"),
+        (lambda d: _edit_config(d, intermediate_size=95), "gate_proj.weight: has the shape"),
+        (lambda d: _edit_config(d, num_hidden_layers=3), "model.layers.3."),
+        (lambda d: _edit_config(d, model_type="gpt2"), "only 'llama' is supported"),
+        (lambda d: _edit_config(d, attention_bias=True), "attention_bias"),
+        (lambda d: _edit_config(d, rope_parameters={"rope_type": "yarn", "factor": 4.0}), "RoPE scaling"),
+        (lambda d: (d / "model.safetensors").unlink(), "only safetensors weights are read"),
+    ],
+)
+def test_a_damaged_source_is_refused_and_nothing_is_left(damage, message, tmp_path):
+    source = write_llama(tmp_path / "hf")
+    damage(source)
+    with pytest.raises(LatxaError, match=message.replace("(", r"\(")):
+        import_hf(source, tmp_path / "ckpt")
+    assert not list((tmp_path / "ckpt").glob("*")) if (tmp_path / "ckpt").exists() else True
+
+
+def test_import_again_is_free_and_another_model_is_refused(tmp_path):
+    source = write_llama(tmp_path / "hf")
+    final = import_hf(source, tmp_path / "ckpt")
+    before = (final / "run.json").stat().st_mtime_ns
+    import_hf(source, tmp_path / "ckpt")
+    assert (final / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(LatxaError, match="holds another checkpoint"):
+        import_hf(write_llama(tmp_path / "other", num_hidden_layers=2), tmp_path / "ckpt")

@@ -1,0 +1,89 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latxa_megatron.config import load_run
+from latxa_megatron.convert.importer import import_hf
+from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.train.loop import train
+from tests.tiny import random_documents, write_llama, write_store
+
+SEQ_LENGTH = 64
+GLOBAL_BATCH = 4
+STEPS = 20
+
+ONE_PROCESS = {"one process": [], "micro batch 2": ["train.micro_batch=2"]}
+TWO_PROCESSES = {
+    "tp2 with sequence parallelism": ["parallel.tp=2"],
+    "pp2": ["parallel.pp=2"],
+    "pp2, uneven stages": ["parallel.pp=2", "parallel.stages=[3,1]"],
+    "pp2 with virtual stages": ["parallel.pp=2", "parallel.vp=2"],
+    "dp2": [],
+}
+SHORT = ["train.steps=9", "checkpoint.every=3"]
+KILLED = {"killed pp2": ["parallel.pp=2", "precision.dtype=bf16", *SHORT], "killed dp2": SHORT}
+
+
+class TinyRun:
+    """A run of a tiny Llama on packed random documents: its files, and ways to train it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.hf = write_llama(root / "hf")
+        import_hf(self.hf, root / "ckpt")
+        self.documents, self.spans = random_documents(600)
+        store = write_store(root / "store", self.documents, self.spans)
+        self.plan = pack(root / "plan", [Mix(store, {})], seq_length=SEQ_LENGTH, seed=5)
+        self.file = root / "run.yaml"
+        self.file.write_text(
+            yaml.safe_dump(
+                {
+                    "name": "tiny",
+                    "out": str(root / "out"),
+                    "model": {"hf": str(self.hf), "checkpoint": str(root / "ckpt")},
+                    "data": {"store": str(store), "plan": str(root / "plan"), "seq_length": SEQ_LENGTH},
+                    "precision": {"dtype": "fp32"},
+                    "optimizer": {"lr": 1e-3, "warmup": 0.2, "min_lr_ratio": 0.1, "weight_decay": 0.1},
+                    "train": {"steps": STEPS, "global_batch": GLOBAL_BATCH, "micro_batch": 1},
+                }
+            )
+        )
+
+    def out(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+    def train_here(self, name: str, overrides: list[str]) -> None:
+        train(load_run(self.file, [f"out={self.out(name)}", *overrides]))
+
+    def train_in_two_processes(self, variants: dict[str, list[str]]) -> None:
+        """All variants in one start of torchrun: a start takes longer than a run."""
+        runs = [[f"out={self.out(name)}", *overrides] for name, overrides in variants.items()]
+        worker = Path(__file__).with_name("runs_worker.py")
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        subprocess.run([*torchrun, str(worker), str(self.file), json.dumps(runs)], check=True)
+
+    def command(self, name: str, overrides: list[str]) -> list[str]:
+        """`latxa launch local` on two processes."""
+        latxa = [sys.executable, "-m", "latxa_megatron", "launch", "local", str(self.file), "--nproc", "2"]
+        return [*latxa, f"out={self.out(name)}", *overrides]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> TinyRun:
+    return TinyRun(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_run) -> TinyRun:
+    """Every variant trained to its end. "moved" goes on, under another layout, from step 6 of "short"."""
+    for name, overrides in {**ONE_PROCESS, "short": SHORT}.items():
+        tiny_run.train_here(name, overrides)
+    half = Path("checkpoints") / "iter_0000006"
+    shutil.copytree(tiny_run.out("short") / half, tiny_run.out("moved") / half)
+    tiny_run.train_in_two_processes({**TWO_PROCESSES, **KILLED, "moved": ["parallel.tp=2", *SHORT]})
+    return tiny_run

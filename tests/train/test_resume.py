@@ -1,0 +1,67 @@
+"""A run that was killed and started again has, bit for bit, the weights and optimizer state of one that was not."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.train import checkpoint
+from latxa_megatron.train.metrics import read_metrics
+from tests.train.conftest import KILLED, SHORT
+
+
+def state(root) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, through torch's own reader of its files."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    found: dict = {}
+    directory = checkpoint.latest(root / "checkpoints")
+    _load_state_dict(found, FileSystemReader(directory), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_and_started_again(name, finished, tmp_path):
+    again = f"{name} again"
+    command = finished.command(again, KILLED[name])
+    process = subprocess.Popen(command, start_new_session=True)
+    while process.poll() is None and len(read_metrics(finished.out(again))) < 5:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", str(finished.out(again))], check=False)  # workers have sessions of their own
+    if len(read_metrics(finished.out(again))) == 9:
+        pytest.skip("the run was over before it could be killed")
+    subprocess.run(command, check=True)
+    assert [line["step"] for line in read_metrics(finished.out(again))] == list(range(1, 10))
+    whole, cut = state(finished.out(name)), state(finished.out(again))
+    assert whole.keys() == cut.keys()
+    assert any("exp_avg" in key for key in whole)
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, cut[key]), key
+
+
+def test_resume_under_another_layout(finished):
+    expected = [line["loss"] for line in read_metrics(finished.out("short"))][6:]
+    assert [line["loss"] for line in read_metrics(finished.out("moved"))] == pytest.approx(expected, abs=1e-5, rel=0)
+
+
+def test_a_run_does_not_go_on_with_other_data(finished, tmp_path):
+    pack(tmp_path / "other", [Mix(finished.root / "store", {})], seq_length=64, seed=6)
+    with pytest.raises(LatxaError, match="is not the plan that"):
+        finished.train_here("short", [*SHORT, f"data.plan={tmp_path / 'other'}"])
+    with pytest.raises(LatxaError, match="was trained with 4, not 8"):
+        finished.train_here("short", [*SHORT, "train.global_batch=8"])
+
+
+def test_a_finished_run_started_again_does_nothing(finished):
+    before = read_metrics(finished.out("short"))
+    finished.train_here("short", SHORT)
+    assert read_metrics(finished.out("short")) == before
