@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -107,14 +107,14 @@ def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Paths in it are relative to the working directory. Raises LatxaError naming file, line or override, and key.
     """
     values, lines = _read(path)
-    origin = dict.fromkeys(lines, "")
+    origin: dict[str, str] = {}
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise LatxaError(f"'{override}': an override has the form section.key=value")
         try:
             value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise LatxaError(f"'{override}': the value is not valid YAML") from None
         _merge(values, _nested(key.split("."), value))
         origin[key] = override
@@ -134,8 +134,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise LatxaError(f"{path}: cannot be read as text ({error})") from None
     try:
         values = yaml.load(text, _Loader)
-        lines = _key_lines(yaml.compose(text, yaml.SafeLoader))
-    except yaml.YAMLError as error:
+        lines = _key_lines(yaml.compose(text, yaml.SafeLoader), path)
+    except (yaml.YAMLError, ValueError) as error:  # a constructor raises ValueError, as for the date 2024-13-45
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise LatxaError(f"{place}: is not valid YAML: {getattr(error, 'problem', error)}") from None
@@ -144,8 +144,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     base = values.pop("base", None)
     if base is None:
         return values, lines
-    if base not in recipes.names():
-        raise LatxaError(f"{path}:{lines.get('base', 1)}: base: there is no recipe '{base}'{_closest(base, recipes.names())}")
+    if not isinstance(base, str) or base not in recipes.names():
+        raise LatxaError(
+            f"{path}:{lines.get('base', 1)}: base: there is no recipe '{base}'{_closest(str(base), recipes.names())}"
+        )
     merged, _ = _read(recipes.path(base))
     _merge(merged, values)
     return merged, lines
@@ -159,13 +161,17 @@ _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_i
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+def _key_lines(node: yaml.Node | None, path: Path, prefix: str = "") -> dict[str, int]:
+    """The line of each dotted key. Raises LatxaError for a key that stands twice, of which YAML would take the last."""
     lines: dict[str, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             dotted = f"{prefix}{key.value}"
-            lines[dotted] = key.start_mark.line + 1
-            lines.update(_key_lines(value, dotted + "."))
+            line = key.start_mark.line + 1
+            if dotted in lines:
+                raise LatxaError(f"{path}:{line}: the key '{dotted}' stands in line {lines[dotted]} already")
+            lines[dotted] = line
+            lines.update(_key_lines(value, path, dotted + "."))
     return lines
 
 
@@ -188,8 +194,9 @@ def _explain(error: ValidationError, path: Path, lines: dict[str, int], override
     fault = error.errors()[0]
     location = [str(part) for part in fault["loc"]]
     key = ".".join(location)
-    if overrides.get(key):
-        place = f"'{overrides[key]}'"
+    override = next((k for k in reversed(overrides) if f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.")), None)
+    if override:
+        place = f"'{overrides[override]}'"
     else:
         known = next((k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in lines), None)
         place = f"{path}:{lines[known]}" if known else str(path)

@@ -6,11 +6,13 @@ that was killed is started again with the same command, keeps the shards that ar
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +184,16 @@ _worker_tokenizer: Tokenizer
 def _start_worker(tokenizer_directory: Path) -> None:
     global _worker_tokenizer  # one tokenizer for each worker process, loaded once
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_tokenizer = Tokenizer(tokenizer_directory)
+
+
+def _end_with_parent() -> None:
+    """A worker whose build was killed must not write on, into the shards of the one that is started again."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _write_shard_in_worker(task: _Task) -> ShardInfo:

@@ -1,6 +1,6 @@
 """What is in a token store or a pack plan: facts to print, and samples to look at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
         raise LatxaError(f"{path}: is neither a token store nor a pack plan (it has no {MANIFEST})")
     plan = PackPlan(path) if read_json(manifest).get("format") == "latxa-pack-plan" else None
     stores = plan.stores if plan else [TokenStore(path)]
-    sources = {name: totals for store in stores for name, totals in store.totals().items()}
+    sources = _sources(stores)
     facts = PlanFacts(len(plan), plan.seq_length, len(plan.manifest["passes"]), plan.efficiency()) if plan else None
     pieces: list[Piece] = []
     if tokenizer_directory:
@@ -61,6 +61,16 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
         tokens = _plan_sample(path, sample) if plan else _store_sample(stores[0], sample)
         pieces = _pieces(tokenizer, tokens)
     return Inspection(sources, facts, pieces)
+
+
+def _sources(stores: list[TokenStore]) -> dict[str, Totals]:
+    """Totals by source; two stores may have sources of one name."""
+    sources: dict[str, Totals] = {}
+    for store in stores:
+        for name, new in store.totals().items():
+            old = sources.get(name, Totals(0, 0, 0))
+            sources[name] = Totals(*(getattr(old, f.name) + getattr(new, f.name) for f in fields(Totals)))
+    return sources
 
 
 _Token = tuple[int, bool, int]  # id, trained, number of its document

@@ -57,11 +57,15 @@ def pack(out: Path, mixture: list[Mix], *, seq_length: int, seed: int) -> "PackP
         passes = _write(partial, stores, mixture, seq_length, seed)
         manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, **inputs, "passes": passes}
         manifest["sha256"] = {name: sha256(partial / name) for name in ("rows.bin", "slices.bin")}
-        manifest["fingerprint"] = fingerprint(manifest)
-        # where the stores stand is not what they are: outside the fingerprint
+        manifest["fingerprint"] = _manifest_fingerprint(manifest)
         manifest["store_paths"] = [str(mix.store.resolve()) for mix in mixture]
         write_json(partial / MANIFEST, manifest)
     return PackPlan(out)
+
+
+def _manifest_fingerprint(manifest: dict[str, Any]) -> str:
+    """SHA-256 over what a plan is; where its stores stand does not enter."""
+    return fingerprint({key: value for key, value in manifest.items() if key not in ("fingerprint", "store_paths")})
 
 
 def _check(stores: list[TokenStore], mixture: list[Mix]) -> None:
@@ -105,6 +109,8 @@ def _slices_of_pass(
     """The slices of all documents that pass `number` sees, in the order of stores, shards and documents."""
     parts = []
     for s, (store, mix) in enumerate(zip(stores, mixture, strict=True)):
+        seen: dict[str, int] = {}  # documents of each source in the shards before
+        totals = _documents(store)
         for h, (info, shard) in enumerate(zip(store.shard_infos, store.shards, strict=True)):
             share = min(1.0, mix.epochs.get(info.source, 1.0) - number)
             if share <= 0:
@@ -112,9 +118,20 @@ def _slices_of_pass(
             lengths = shard.lengths
             documents = np.flatnonzero(lengths >= 2)
             if share < 1:
-                documents = documents[_chosen(documents, share, _key(seed, "part", number, s, h))]
+                first, total = seen.get(info.source, 0), totals[info.source]
+                seen[info.source] = first + len(documents)
+                key = _key(seed, "part", number, s, info.source)
+                documents = documents[_in_share(first, len(documents), total, share, key)]
             parts.append(_cut(s, h, documents, lengths[documents], seq_length))
     return np.concatenate(parts) if parts else np.empty(0, SLICE)
+
+
+def _documents(store: TokenStore) -> dict[str, int]:
+    """How many documents of each source have a token to predict."""
+    counts: dict[str, int] = {}
+    for info, shard in zip(store.shard_infos, store.shards, strict=True):
+        counts[info.source] = counts.get(info.source, 0) + int((shard.lengths >= 2).sum())
+    return counts
 
 
 def _cut(store: int, shard: int, documents: Any, lengths: Any, seq_length: int) -> npt.NDArray[np.void]:
@@ -129,11 +146,10 @@ def _cut(store: int, shard: int, documents: Any, lengths: Any, seq_length: int) 
     return slices
 
 
-def _chosen(documents: Any, share: float, key: int) -> Any:
-    """Exactly round(share * n) of n documents, as a mask, drawn by the key."""
-    order = _core.Permutation(max(len(documents), 1), key)
-    wanted = round(share * len(documents))
-    return np.fromiter((order[i] < wanted for i in range(len(documents))), bool, len(documents))
+def _in_share(first: int, count: int, total: int, share: float, key: int) -> npt.NDArray[np.bool_]:
+    """Whether documents first ... first + count - 1 of a source are among the round(share * total) that the key draws."""
+    order, wanted = _core.Permutation(max(total, 1), key), round(share * total)
+    return np.fromiter((order[i] < wanted for i in range(first, first + count)), bool, count)
 
 
 def _key(seed: int, *purpose: object) -> int:
@@ -155,8 +171,16 @@ class PackPlan:
         self.manifest: dict[str, Any] = read_json(directory / MANIFEST)
         if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
             raise LatxaError(f"{directory / MANIFEST}: is not a pack plan of version {VERSION}; pack again")
-        self.row_offsets = np.memmap(directory / "rows.bin", "<i8", "r")
-        self.slices = np.memmap(directory / "slices.bin", SLICE, "r")
+        if self.manifest.get("fingerprint") != _manifest_fingerprint(self.manifest):
+            raise LatxaError(f"{directory / MANIFEST}: was changed since it was written; pack again")
+        try:
+            self.row_offsets = np.memmap(directory / "rows.bin", "<i8", "r")
+            self.slices = np.memmap(directory / "slices.bin", SLICE, "r")
+            rows = max(p["first_row"] + p["rows"] for p in self.manifest["passes"])
+            if len(self.row_offsets) != rows + 1 or self.row_offsets[-1] != len(self.slices):
+                raise ValueError("they do not belong together")
+        except (OSError, ValueError) as error:
+            raise LatxaError(f"{directory}: rows.bin or slices.bin is missing or cut short ({error}); pack again") from None
         if check_stores:
             self.stores = [TokenStore(Path(path)) for path in self.manifest["store_paths"]]
             for store, packed in zip(self.stores, self.manifest["stores"], strict=True):

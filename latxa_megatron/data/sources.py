@@ -72,7 +72,9 @@ def find(name: str, patterns: list[str], hold_out: float = 0.0) -> Source:
     """The source whose files match the patterns, sorted. Raises LatxaError for a pattern without a file and an empty file."""
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207 (takes absolute ones)
+        literal = Path(pattern)
+        matches = [pattern] if literal.exists() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (takes absolute ones)
+        found = sorted(Path(match) for match in matches)
         if not found:
             raise LatxaError(f"{pattern}: there is no such file (source '{name}')")
         paths += [path for path in found if path not in paths]
@@ -139,25 +141,29 @@ def _record(line: bytes, place: Place) -> Record:
         value = json.loads(line)
     except UnicodeDecodeError:
         raise LatxaError(f"{place}: the line is not UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LatxaError(f"{place}: the line is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise LatxaError(f"{place}: the line is not a JSON object with 'text' or 'messages'")
     turns = value.get("messages", value.get("conversations"))
     if turns is not None:
-        return Record(_id(value, line), place, messages=_messages(turns, place))
+        return Record(_id(value, line, place), place, messages=_messages(turns, place))
     text = value.get("text")
     if not isinstance(text, str):
         raise LatxaError(f"{place}: the object has neither a string 'text' nor a list 'messages'")
+    return Record(_id(value, line, place), place, text=_whole(text, place))
+
+
+def _id(value: dict[str, Any], line: bytes, place: Place) -> str:
+    return _whole(str(value["id"]), place) if "id" in value else hashlib.sha256(line).hexdigest()
+
+
+def _whole(text: str, place: Place) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise LatxaError(f"{place}: the text holds half of a surrogate pair, which is no character") from None
-    return Record(_id(value, line), place, text=text)
-
-
-def _id(value: dict[str, Any], line: bytes) -> str:
-    return str(value["id"]) if "id" in value else hashlib.sha256(line).hexdigest()
+    return text
 
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
@@ -174,5 +180,5 @@ def _messages(turns: Any, place: Place) -> list[Message]:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
             raise LatxaError(f"{place}: a message needs a string 'role' and a string 'content'")
-        messages.append({"role": _SHAREGPT_ROLES.get(role, role), "content": content})
+        messages.append({"role": _SHAREGPT_ROLES.get(role, role), "content": _whole(content, place)})
     return messages

@@ -4,9 +4,12 @@ import threading
 
 import psutil
 
+_SECONDS = 3.0
+"""Between samples: the kernel walks a process's page tables for each, and holds up its page faults meanwhile."""
+
 
 class PeakMemory:
-    """Samples the memory of this process and all below it, twice a second, while the block runs.
+    """Samples the memory of this process and all below it, every few seconds, while the block runs.
 
     What processes share (a forked child shares nearly all) is counted once: proportional set sizes, in 1e9 bytes.
     """
@@ -26,7 +29,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         me = psutil.Process()
-        while not self._done.wait(0.5):
+        while not self._done.wait(_SECONDS):
             total = 0
             for process in [me, *me.children(recursive=True)]:
                 try:

@@ -46,7 +46,9 @@ def write_report(
 
 
 def _page(run: RunConfig, values: dict[str, Any], before: Score, after: Score, prompts: list[str]) -> str:
-    layout = " &times; ".join(f"{name.upper()}{size}" for name, size in values["parallel"].items() if size > 1)
+    layout = " &times; ".join(
+        f"{name.upper()}{size}" for name, size in values["parallel"].items() if name != "stages" and size > 1
+    )
     steps = len(values["train_loss"])
     facts = (
         f"{steps} steps of {run.train.global_batch * run.data.seq_length:,} tokens",

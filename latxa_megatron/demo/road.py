@@ -21,6 +21,7 @@ from latxa_megatron.demo.memory import PeakMemory
 from latxa_megatron.demo.report import Score, write_report
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, read_json, sha256, write_atomically, write_json
+from latxa_megatron.model.llama import LlamaShape
 
 RECIPE = "demo"
 
@@ -115,6 +116,7 @@ def _run_file(out: Path, hf: Path, data: Data) -> tuple[Path, RunConfig]:
         "base": RECIPE,
         "out": str(out / "run"),
         "model": {"hf": str(hf), "checkpoint": str(out / "imported")},
+        "parallel": {"stages": _balanced_stages(LlamaShape.from_hf(hf))},
         "data": {
             "store": str(out / "store"),
             "plan": str(out / "plan"),
@@ -127,6 +129,14 @@ def _run_file(out: Path, hf: Path, data: Data) -> tuple[Path, RunConfig]:
     }
     write_atomically(path, yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
     return path, load_run(path)
+
+
+def _balanced_stages(shape: LlamaShape) -> list[int]:
+    """Layers of two stages of about equal work; the output head, in the second, is worth several layers of a small model."""
+    layer = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.hidden * shape.ffn
+    head = shape.hidden * shape.vocab / layer
+    first = max(1, min(shape.layers - 1, round((shape.layers + head) / 2)))
+    return [first, shape.layers - first]
 
 
 def _build(run: RunConfig, console: Console) -> None:

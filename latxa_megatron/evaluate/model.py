@@ -50,7 +50,7 @@ class Evaluated:
         tokens = torch.tensor([self._prefix(), *ids], device=self._device)
         total, done = 0.0, 1  # tokens [0, done) are predicted already
         while done < len(tokens):
-            first = max(0, min(done - 1, done - CONTEXT // 2)) if done > 1 else 0
+            first = max(0, done - CONTEXT // 2)
             window = tokens[first : first + CONTEXT + 1]
             logits = self._model(window[None, :-1]).logits[0].float()
             new = done - first - 1

@@ -1,0 +1,17 @@
+"""Fixtures that every room's tests may use."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.data.writers import write_tokenizer
+
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory) -> Path:
+    """Directory of a tokenizer whose id of byte b is 3 + b, with ChatML as its chat template; see writers.py."""
+    return write_tokenizer(tmp_path_factory.mktemp("byte-tokenizer"))

@@ -1,0 +1,109 @@
+"""What bad input gets on the command line: one sentence, exit status 2, no traceback, nothing half-written."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from latxa_megatron.cli import main
+from tests.tiny import write_llama
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def latxa(monkeypatch, capsys):
+    """Runs the command `latxa` in a directory."""
+
+    def run(*arguments, cwd) -> Result:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+        monkeypatch.setattr("sys.argv", ["latxa", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Result(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def inputs(tmp_path, byte_tokenizer):
+    (tmp_path / "good.jsonl").write_text('{"text": "Kaixo, mundua!"}\n' * 3)
+    (tmp_path / "bad.jsonl").write_text('{"text": "Kaixo"}\n{"text": \n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "run.yaml").write_text("name: a\nout: out\nmodel: {hf: hf}\ndata:\n  store: s\n  plan: p\noptimiser: {lr: 1}\n")
+    (tmp_path / "type.yaml").write_text("name: a\nout: out\nmodel: {hf: hf}\ndata: {store: s, plan: p}\noptimizer:\n  lr: fast\n")
+    (tmp_path / "right.yaml").write_text("name: a\nout: out\nmodel: {hf: hf}\ndata: {store: s, plan: p}\n")
+    return tmp_path
+
+
+BUILD = ("data", "build", "--out", "store", "--tokenizer", "{tokenizer}", "--source")
+
+CASES = {
+    "not JSON": ((*BUILD, "a=bad.jsonl"), "bad.jsonl:2: the line is not valid JSON"),
+    "empty corpus": ((*BUILD, "a=empty.jsonl"), "empty.jsonl: is empty"),
+    "missing corpus": ((*BUILD, "a=none*.jsonl"), "none*.jsonl: there is no such file"),
+    "source without a name": ((*BUILD, "good.jsonl"), "has the form NAME=GLOB"),
+    "no tokenizer there": (
+        ("data", "build", "--out", "s", "--tokenizer", "t", "--source", "a=good.jsonl"),
+        "t: there is no such",
+    ),
+    "unknown key": (("train", "run.yaml"), "run.yaml:7: there is no key 'optimiser'; did you mean 'optimizer'?"),
+    "wrong type": (("train", "type.yaml"), "type.yaml:6: optimizer.lr"),
+    "override": (
+        ("train", "right.yaml", "train.stepz=3"),
+        "'train.stepz=3': there is no key 'train.stepz'; did you mean 'steps'",
+    ),
+    "missing model": (("train", "right.yaml"), "hf: there is no such Hugging Face directory"),
+    "the same under a launcher": (
+        ("launch", "local", "right.yaml", "--nproc", "2"),
+        "hf: there is no such Hugging Face directory",
+    ),
+    "missing run file": (("train", "none.yaml"), "none.yaml: there is no such run file"),
+    "no plan": (("data", "inspect", "store"), "store: is neither a token store nor a pack plan"),
+    "no store": (("data", "pack", "--out", "p", "store"), "store: is not a token store"),
+    "epochs": (("data", "pack", "--out", "p", "store:epoch=2"), "STORE:epochs=N"),
+    "no model to import": (("convert", "import", "--hf", "hf", "--out", "c"), "hf: there is no such Hugging Face directory"),
+    "no checkpoint": (("convert", "export", "--checkpoint", "c", "--out", "h"), "c: holds no whole Megatron checkpoint"),
+    "no recipe": (("recipes", "show", "demmo"), "there is no recipe 'demmo'"),
+    "demo corpus": (("demo", "--corpus", "none.jsonl"), "none.jsonl: there is no such file"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_sentence_and_status_2(name, inputs, byte_tokenizer, latxa):
+    arguments, message = CASES[name]
+    before = sorted(path.name for path in inputs.iterdir())
+    result = latxa(*(a.format(tokenizer=byte_tokenizer) for a in arguments), cwd=inputs)
+    assert result.status == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in inputs.iterdir()) == before
+
+
+def test_the_commands_of_the_road(inputs, byte_tokenizer, latxa):
+    """data build, pack, inspect and convert import, export, as a user types them."""
+    assert latxa(*(a.format(tokenizer=byte_tokenizer) for a in (*BUILD, "a=good.jsonl")), cwd=inputs).status == 0
+    packed = latxa("data", "pack", "--out", "plan", "--seq-length", "16", "store:epochs=2", cwd=inputs)
+    assert "plan: plan: 6 samples of 16 positions" in packed.stdout
+    shown = latxa("data", "inspect", "plan", "--tokenizer", byte_tokenizer, "--sample", "5", cwd=inputs)
+    assert "Kaixo, mundua!" in shown.stdout
+    write_llama(inputs / "hf")
+    assert "iter_0000000" in latxa("convert", "import", "--hf", "hf", "--out", "ckpt", cwd=inputs).stdout
+    assert latxa("convert", "export", "--checkpoint", "ckpt", "--out", "back", cwd=inputs).status == 0
+    source = (inputs / "hf" / "model.safetensors").read_bytes()
+    assert (inputs / "back" / "model.safetensors").read_bytes() == source
+
+
+def test_recipes_all_load(tmp_path):
+    from latxa_megatron import recipes
+    from latxa_megatron.config import load_run
+
+    for name in recipes.names(bases=False):
+        assert load_run(recipes.path(name)).name == name
+    assert "demo" in recipes.summaries()
