@@ -69,6 +69,7 @@ ShardWriter::~ShardWriter() {
 
 void ShardWriter::add(const std::int32_t* tokens, std::size_t n, const Span* spans, std::size_t span_count) {
     if (finished_) throw StoreError(prefix_ + ": is finished; no document can be added");
+    if (bin_ == nullptr) throw StoreError(prefix_ + ": failed before; write the shard again");
     if (n == 0) throw StoreError(prefix_ + ": a document without tokens cannot be stored");
     if (n > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
         throw StoreError(prefix_ + ": a document of over 2^31 tokens cannot be stored");
@@ -131,6 +132,7 @@ void ShardWriter::write_mask() const {
 
 void ShardWriter::finish() {
     if (finished_) return;
+    if (bin_ == nullptr) throw StoreError(prefix_ + ": failed before; write the shard again");
     if (std::fflush(bin_) != 0 || ::fsync(::fileno(bin_)) != 0) fail(prefix_ + ".bin.tmp");
     if (std::fclose(std::exchange(bin_, nullptr)) != 0) fail(prefix_ + ".bin.tmp");
     write_index();

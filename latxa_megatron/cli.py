@@ -167,7 +167,7 @@ def convert_export(
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    Run it under torchrun or srun for several processes, or use `latxa launch local`.
+    For several processes run it under torchrun, or use `latxa launch local`.
     """
     from latxa_megatron.config import load_run
     from latxa_megatron.train.loop import train as train_run
@@ -179,6 +179,7 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
         TextColumn("{task.completed}/{task.total} steps  {task.description}"),
         TimeElapsedColumn(),
         console=console,
+        disable=os.environ.get("RANK", "0") != "0",
     ) as bar:
         task = bar.add_task("", total=None)
 
@@ -297,7 +298,7 @@ def main() -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
     try:
         app()
-    except LatxaError as error:
+    except (LatxaError, OSError) as error:  # OSError: no permission, a full disk; it names its file
         rank = os.environ.get("RANK", "0")
         who = "" if rank == "0" else f"rank {rank}: "
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{who}error: {error}"))

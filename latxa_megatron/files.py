@@ -1,5 +1,6 @@
 """Outputs that appear whole or not at all, and the fingerprints that name inputs."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -63,14 +64,37 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    sync_directory(partial)
-    partial.rename(path)
+    move_into_place(partial, path)
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to the disk, so that a rename of it names files that are there."""
+def move_into_place(partial: Path, final: Path) -> None:
+    """Rename a directory once all of it is on the disk, so that what has the final name is whole even after a power cut."""
+    for entry in (*partial.rglob("*"), partial):
+        _flush(entry)
+    partial.rename(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Hold a directory for this process alone; the kernel lets go when the process ends, however it ends.
+
+    Raises LatxaError where another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LatxaError(f"{directory}: another process is {what}; wait for it or stop it") from None
+        yield
     finally:
         os.close(descriptor)

@@ -1,4 +1,8 @@
-"""Fixtures that every room's tests may use."""
+"""Fixtures that every room's tests may use. The tests run on the CPU, also where there is a GPU."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
 
 from pathlib import Path
 

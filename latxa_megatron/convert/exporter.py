@@ -26,6 +26,7 @@ def export_hf(source: Path, out: Path, like: Path | None = None) -> None:
     origin = like or _origin(directory)
     shape = LlamaShape.from_hf(origin)
     files = read_json(origin / WEIGHT_MAP) if (origin / WEIGHT_MAP).is_file() else weight_map(origin)
+    files = {name: file for name, file in files.items() if not name.endswith("rotary_emb.inv_freq")}  # of old Llama 2 files
     reader = TorchDistReader(directory)
     with new_directory(out) as partial:
         total = 0
@@ -58,6 +59,8 @@ def _tensors(reader: TorchDistReader, shape: LlamaShape, names: list[str], direc
     wanted = set(names)
     tensors: dict[str, Tensor] = {}
     for row in rows(shape):
+        if row.in_layers and reader.shape(row.mcore)[0] != shape.layers:
+            raise LatxaError(f"{directory}: has {reader.shape(row.mcore)[0]} layers, config.json says {shape.layers}")
         for layer in range(shape.layers) if row.in_layers else [None]:
             parts = [name.format(layer) for name in row.hf]
             if wanted.intersection(parts):

@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from latxa_megatron.convert.hf import COMPANIONS, HfTensors, open_tensors, weight_map
 from latxa_megatron.convert.names import Row, rows
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import fingerprint, write_atomically, write_json
+from latxa_megatron.files import fingerprint, sha256, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 from latxa_megatron.train.distributed import connected
@@ -46,8 +46,8 @@ def import_hf(hf: Path, out: Path) -> Path:
 
 
 def _identity(hf: Path) -> dict[str, Any]:
-    """What tells one source from another without reading its weights: names and sizes of all files, and the configuration."""
-    files = {p.name: p.stat().st_size for p in sorted(hf.glob("*.safetensors"))}
+    """What tells one source from another: its configuration and the hash of each of its weight files."""
+    files = {p.name: sha256(p) for p in sorted(hf.glob("*.safetensors"))}
     return {"config": fingerprint((hf / "config.json").read_text()), "files": files}
 
 

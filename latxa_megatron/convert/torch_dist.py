@@ -46,7 +46,10 @@ class TorchDistReader:
         part = torch.empty(sizes, dtype=stored.properties.dtype)
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = create_read_items_for_chunk_list(name, stored, [chunk])
-        self._reader.read_data(LoadPlan(items), _Into(part)).wait()
+        try:
+            self._reader.read_data(LoadPlan(items), _Into(part)).wait()
+        except (OSError, EOFError, RuntimeError, KeyError) as error:
+            raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
         return part if layer is None else part[0]
 
 

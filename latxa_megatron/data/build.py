@@ -5,12 +5,11 @@ that was killed is started again with the same command, keeps the shards that ar
 """
 
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -25,9 +24,11 @@ from latxa_megatron.data.sources import Chunk, Record, Source
 from latxa_megatron.data.store import FORMAT, MANIFEST, VERSION, ShardInfo, TokenStore, manifest_fingerprint
 from latxa_megatron.data.tokenizer import Tokenizer
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import fingerprint, read_json, sha256, sync_directory, write_json
+from latxa_megatron.files import fingerprint, locked, move_into_place, read_json, sha256, write_atomically, write_json
 
-_BATCH = 64  # documents tokenized at once: enough to keep the tokenizer's threads busy
+_BATCH = 64
+_BATCH_CHARACTERS = 1 << 20
+"""Documents tokenized at once: enough to keep the tokenizer's threads busy, at about 50 bytes of memory a character."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) of the sources."""
@@ -60,25 +61,42 @@ def build_store(
     tokenizer = Tokenizer(tokenizer_directory)
     inputs = _inputs(tokenizer, sources)
     if out.exists():
-        store = TokenStore(out)
-        if {key: store.manifest[key] for key in inputs} != inputs:
-            raise LatxaError(f"{out}: holds a store of other inputs; remove it or name another directory")
-        return store
+        return _existing(out, inputs)
     partial = out.with_name(out.name + ".partial")
-    _resume_or_start(partial, fingerprint(inputs))
-    try:
-        with_mask = _has_conversations(sources)
-        if with_mask:
-            check_template(tokenizer)
-        tasks = _tasks(partial, sources, 8 if tokenizer.vocab_size <= 65536 else 4, with_mask)
-        shards = _run(tasks, tokenizer_directory, workers, progress)
-    except LatxaError:
-        shutil.rmtree(partial)
-        raise
-    if not shards:
-        shutil.rmtree(partial)
-        names = ", ".join(str(path) for source in sources for path in source.paths)
-        raise LatxaError(f"{names}: no document is left for the store; the files hold none, or all are held out")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, "building this store"):
+        if out.exists():  # the build that held the lock before this one has finished
+            return _existing(out, inputs)
+        _resume_or_start(partial, fingerprint(inputs))
+        try:
+            with_mask = _has_conversations(sources)
+            if with_mask:
+                check_template(tokenizer)
+            tasks = _tasks(partial, sources, 8 if tokenizer.vocab_size <= 65536 else 4, with_mask)
+            shards = _run(tasks, tokenizer_directory, workers, progress)
+            if not shards:
+                names = ", ".join(str(path) for source in sources for path in source.paths)
+                raise LatxaError(f"{names}: no document is left for the store; the files hold none, or all are held out")
+        except LatxaError:
+            _clear(partial)
+            partial.rmdir()
+            raise
+        _finish(partial, inputs, with_mask, shards)
+        move_into_place(partial, out)
+    return TokenStore(out)
+
+
+def _existing(out: Path, inputs: dict[str, Any]) -> TokenStore:
+    if not (out / MANIFEST).is_file():
+        raise LatxaError(f"{out}: exists and is no token store; remove it or name another directory")
+    store = TokenStore(out)
+    if {key: store.manifest.get(key) for key in inputs} != inputs:
+        raise LatxaError(f"{out}: holds a store of other inputs; remove it or name another directory")
+    return store
+
+
+def _finish(partial: Path, inputs: dict[str, Any], with_mask: bool, shards: list[ShardInfo]) -> None:
+    """Write the manifest; remove what only a build in progress needs."""
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -91,9 +109,13 @@ def build_store(
     for left in [partial / "inputs", *partial.glob("*.json")]:
         if left.name != MANIFEST:
             left.unlink()
-    sync_directory(partial)
-    partial.rename(out)
-    return TokenStore(out)
+
+
+def _clear(partial: Path) -> None:
+    """Empty a build's directory, its note first: what a kill leaves of it is then never taken for finished shards."""
+    (partial / "inputs").unlink(missing_ok=True)
+    for file in partial.iterdir():
+        file.unlink()
 
 
 def _inputs(tokenizer: Tokenizer, sources: list[Source]) -> dict[str, Any]:
@@ -122,10 +144,9 @@ def _inputs(tokenizer: Tokenizer, sources: list[Source]) -> dict[str, Any]:
 def _resume_or_start(partial: Path, inputs: str) -> None:
     """Keep what a killed build of the same inputs left, and nothing else."""
     note = partial / "inputs"
-    if partial.exists() and not (note.is_file() and note.read_text() == inputs):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    note.write_text(inputs)
+    if not (note.is_file() and note.read_text() == inputs):
+        _clear(partial)
+        write_atomically(note, inputs)
 
 
 def _has_conversations(sources: list[Source]) -> bool:
@@ -168,6 +189,8 @@ def _run(tasks: list[_Task], tokenizer_directory: Path, workers: int, progress: 
             try:
                 for future in as_completed(running):
                     finished(running[future], future.result())
+            except BrokenProcessPool:
+                raise LatxaError("a worker was killed, probably for want of memory; start again with fewer --workers") from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -216,13 +239,25 @@ def _write_shard(tokenizer: Tokenizer, task: _Task) -> ShardInfo:
 
 
 def _encode(tokenizer: Tokenizer, task: _Task) -> Iterator[Tokens]:
-    records = src.records(task.chunk)
-    while batch := list(islice(records, _BATCH)):
+    for batch in _batches(src.records(task.chunk)):
         kept = [r for r in batch if r.text is None or not src.held_out(r.id, task.hold_out)]
         texts = [r.text for r in kept if r.text is not None]
         encoded = iter(tokenizer.encode_documents(texts)) if texts else iter([])
         for record in kept:
             yield _tokens(tokenizer, record, encoded, task)
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += len(record.text or "")
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _tokens(tokenizer: Tokenizer, record: Record, encoded: Iterator[list[int]], task: _Task) -> Tokens:
@@ -231,4 +266,6 @@ def _tokens(tokenizer: Tokenizer, record: Record, encoded: Iterator[list[int]], 
         return Tokens(ids, [(0, len(ids))])
     if not task.with_mask:
         raise LatxaError(f"{record.place}: a conversation among the documents of '{task.source}'; give it its own source")
+    if task.hold_out:
+        raise LatxaError(f"{record.place}: hold_out is for documents, and '{task.source}' has conversations; set it to 0 there")
     return encode_conversation(tokenizer, record.messages, record.place)

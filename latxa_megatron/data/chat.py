@@ -24,11 +24,19 @@ class Tokens:
 
 
 def check_template(tokenizer: Tokenizer) -> None:
-    """Raise LatxaError unless the tokenizer has a chat template."""
+    """Raise LatxaError unless the tokenizer has a chat template, and gives what it renders the ids that a server gives it."""
     if not tokenizer.chat_template:
         raise LatxaError(
             f"{tokenizer.directory}: the tokenizer has no chat template, so conversations cannot be rendered; "
             "use the instruct model's tokenizer or add a chat_template.jinja"
+        )
+
+    messages = [{"role": "user", "content": "Zer da hau?"}, {"role": "assistant", "content": "Etxe bat."}]
+    ids = encode_conversation(tokenizer, messages, tokenizer.directory).ids
+    served = tokenizer.encode_rendered(tokenizer.render_chat(messages))
+    if ids[len(ids) - len(served) :] != served:
+        raise LatxaError(
+            f"{tokenizer.directory}: its control tokens change how the text beside them is tokenized, which is not supported"
         )
 
 
@@ -61,6 +69,8 @@ def _check_roles(messages: list[dict[str, Any]], place: object) -> None:
             raise LatxaError(f"{place}: message {i + 1} is a system message; only the first can be")
         if role == "assistant" and previous in ("", "system", "assistant"):
             raise LatxaError(f"{place}: message {i + 1} is an assistant turn that answers no user turn")
+        if role == "assistant" and not message["content"].strip():
+            raise LatxaError(f"{place}: message {i + 1} is an assistant turn that says nothing")
         if role == "user" and previous == "user":
             raise LatxaError(f"{place}: message {i + 1} is a user turn after a user turn")
         previous = role

@@ -5,6 +5,7 @@ bijection. A store with epochs=2.5 is in three passes, the third with half of it
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def pack(out: Path, mixture: list[Mix], *, seq_length: int, seed: int) -> "PackP
     Raises LatxaError where nothing is left to pack, or `out` holds something else.
     """
     stores = [TokenStore(mix.store) for mix in mixture]
-    _check(stores, mixture)
+    _check(stores, mixture, seq_length)
     inputs = {
         "seq_length": seq_length,
         "seed": seed,
@@ -50,8 +51,11 @@ def pack(out: Path, mixture: list[Mix], *, seq_length: int, seed: int) -> "PackP
     }
     if out.exists():
         plan = PackPlan(out, check_stores=False)
-        if {key: plan.manifest[key] for key in inputs} != inputs:
+        if {key: plan.manifest.get(key) for key in inputs} != inputs:
             raise LatxaError(f"{out}: holds a plan of other inputs; remove it or name another directory")
+        moved = [str(mix.store.resolve()) for mix in mixture]
+        if plan.manifest["store_paths"] != moved:
+            write_json(out / MANIFEST, {**plan.manifest, "store_paths": moved})
         return PackPlan(out)
     with new_directory(out) as partial:
         passes = _write(partial, stores, mixture, seq_length, seed)
@@ -68,7 +72,13 @@ def _manifest_fingerprint(manifest: dict[str, Any]) -> str:
     return fingerprint({key: value for key, value in manifest.items() if key not in ("fingerprint", "store_paths")})
 
 
-def _check(stores: list[TokenStore], mixture: list[Mix]) -> None:
+def _check(stores: list[TokenStore], mixture: list[Mix], seq_length: int) -> None:
+    if not 1 <= seq_length < 2**31:
+        raise LatxaError(f"a sequence length of {seq_length} is outside 1 ... 2147483647")
+    if max(len(stores), *(len(store.shard_infos) for store in stores)) > 65536:
+        raise LatxaError("a plan has at most 65536 stores of 65536 shards; join small source files and build again")
+    if not all(0 < epochs < math.inf for mix in mixture for epochs in mix.epochs.values()):
+        raise LatxaError("epochs are above 0 and finite")
     if len({store.manifest["tokenizer"]["fingerprint"] for store in stores}) > 1:
         raise LatxaError("the stores were built with different tokenizers; build them again with one")
     for store, mix in zip(stores, mixture, strict=True):
@@ -180,7 +190,9 @@ class PackPlan:
             if len(self.row_offsets) != rows + 1 or self.row_offsets[-1] != len(self.slices):
                 raise ValueError("they do not belong together")
         except (OSError, ValueError) as error:
-            raise LatxaError(f"{directory}: rows.bin or slices.bin is missing or cut short ({error}); pack again") from None
+            raise LatxaError(
+                f"{directory}: rows.bin or slices.bin is missing or cut short ({error}); remove the plan and pack again"
+            ) from None
         if check_stores:
             self.stores = [TokenStore(Path(path)) for path in self.manifest["store_paths"]]
             for store, packed in zip(self.stores, self.manifest["stores"], strict=True):

@@ -147,6 +147,9 @@ def _record(line: bytes, place: Place) -> Record:
         raise LatxaError(f"{place}: the line is not a JSON object with 'text' or 'messages'")
     turns = value.get("messages", value.get("conversations"))
     if turns is not None:
+        for key in ("tools", "system"):
+            if value.get(key):
+                raise LatxaError(f"{place}: '{key}' beside the messages would be lost; put it into a system message")
         return Record(_id(value, line, place), place, messages=_messages(turns, place))
     text = value.get("text")
     if not isinstance(text, str):
@@ -155,7 +158,7 @@ def _record(line: bytes, place: Place) -> Record:
 
 
 def _id(value: dict[str, Any], line: bytes, place: Place) -> str:
-    return _whole(str(value["id"]), place) if "id" in value else hashlib.sha256(line).hexdigest()
+    return _whole(str(value["id"]), place) if value.get("id") is not None else hashlib.sha256(line).hexdigest()
 
 
 def _whole(text: str, place: Place) -> str:
@@ -180,5 +183,7 @@ def _messages(turns: Any, place: Place) -> list[Message]:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
             raise LatxaError(f"{place}: a message needs a string 'role' and a string 'content'")
+        if turn.get("tool_calls"):
+            raise LatxaError(f"{place}: a message with 'tool_calls' is not supported; write the call into its content")
         messages.append({"role": _SHAREGPT_ROLES.get(role, role), "content": _whole(content, place)})
     return messages

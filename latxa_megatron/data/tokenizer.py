@@ -10,6 +10,9 @@ from latxa_megatron.files import fingerprint
 
 _DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
 
+_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""Llama 3.1's own default date, so that a store does not depend on the day it was built."""
+
 
 class Tokenizer:
     """The tokenizer of a directory with tokenizer.json. Control tokens that stand literally in a text are text.
@@ -91,8 +94,21 @@ class Tokenizer:
         return encoding.ids, encoding.offsets
 
     def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        """The text that the chat template makes of messages."""
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        """The text that the chat template makes of messages. Templates that ask for today's date get a fixed one."""
+        return self._tokenizer.apply_chat_template(
+            messages,
+            chat_template=_FIXED_DATE + (self.chat_template or ""),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of a rendered conversation as transformers gives them: control tokens in it are control tokens."""
+        self._backend.encode_special_tokens = False
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self._backend.encode_special_tokens = True
 
     def decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

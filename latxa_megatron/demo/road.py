@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -49,6 +50,8 @@ def walk(out: Path, *, backbone: Path | None = None, corpus: list[Path] | None =
     """
     console = console or Console()
     began = time.time()
+    if backbone:
+        LlamaShape.from_hf(backbone)  # refuse what is no Llama before anything is written
     out = out.resolve()
     data = _data(corpus)
     _begin(out, backbone, data)
@@ -116,7 +119,7 @@ def _run_file(out: Path, hf: Path, data: Data) -> tuple[Path, RunConfig]:
         "base": RECIPE,
         "out": str(out / "run"),
         "model": {"hf": str(hf), "checkpoint": str(out / "imported")},
-        "parallel": {"stages": _balanced_stages(LlamaShape.from_hf(hf))},
+        "parallel": _parallel(LlamaShape.from_hf(hf)),
         "data": {
             "store": str(out / "store"),
             "plan": str(out / "plan"),
@@ -131,12 +134,14 @@ def _run_file(out: Path, hf: Path, data: Data) -> tuple[Path, RunConfig]:
     return path, load_run(path)
 
 
-def _balanced_stages(shape: LlamaShape) -> list[int]:
-    """Layers of two stages of about equal work; the output head, in the second, is worth several layers of a small model."""
+def _parallel(shape: LlamaShape) -> dict[str, Any]:
+    """Two pipeline stages of about equal work, the output head being worth several layers of a small model; one on one GPU."""
+    if torch.cuda.device_count() == 1 or shape.layers < 2:
+        return {"pp": 1}
     layer = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.hidden * shape.ffn
     head = shape.hidden * shape.vocab / layer
     first = max(1, min(shape.layers - 1, round((shape.layers + head) / 2)))
-    return [first, shape.layers - first]
+    return {"pp": 2, "stages": [first, shape.layers - first]}
 
 
 def _build(run: RunConfig, console: Console) -> None:

@@ -14,6 +14,8 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None)
 
     One process that fails ends the others. Raises LatxaError then, and before any start for a run that cannot work.
     """
+    import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -21,6 +23,8 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None)
     from latxa_megatron.train.check import check_run
 
     check_run(load_run(run_file, overrides), nproc)
+    if torch.cuda.is_available() and nproc > torch.cuda.device_count():
+        raise LatxaError(f"--nproc {nproc}: this machine has {torch.cuda.device_count()} GPUs, one for each process")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for CPU tensors: page faults were a fifth of a step
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -42,3 +46,5 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None)
         raise LatxaError(
             f"{run_file}: rank {rank} ended with exit status {failure.exitcode}; what it said stands above"
         ) from None
+    except SignalException as error:
+        raise LatxaError(f"{run_file}: stopped ({error}); the same command goes on from the last checkpoint") from None

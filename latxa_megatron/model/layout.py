@@ -22,7 +22,7 @@ class Layout:
 
     def layer_layout(self) -> list[list[str]] | None:
         """stages in megatron-core's words: the embedding in the first, the loss in the last."""
-        if self.stages is None:
+        if self.stages is None or len(self.stages) == 1:
             return None
         layout = [["decoder"] * layers for layers in self.stages]
         return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
@@ -41,7 +41,8 @@ def check_layout(shape: LlamaShape, layout: Layout) -> None:
     for what, size in (
         ("attention heads", shape.heads),
         ("key-value heads", shape.kv_heads),
-        ("vocabulary", shape.vocab),
+        ("feed-forward rows", shape.ffn),
+        ("vocabulary entries", shape.vocab),
     ):
         if size % layout.tp:
             raise LatxaError(f"parallel.tp: {size} {what} do not divide by {layout.tp}; choose another tp")

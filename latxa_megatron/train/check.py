@@ -45,6 +45,9 @@ def check_run(run: RunConfig, world_size: int) -> None:
 
 
 def _check_data(run: RunConfig, shape: LlamaShape) -> None:
+    unit = run.parallel.tp * (16 if run.precision.fp8 != "none" else 1)
+    if run.data.seq_length % unit:
+        raise LatxaError(f"data.seq_length: {run.data.seq_length} is not a multiple of {unit} (tp, times 16 for FP8)")
     plan = PackPlan(run.data.plan)
     if plan.seq_length != run.data.seq_length:
         raise LatxaError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.serialization import (
     get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
@@ -22,10 +23,11 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch.distributed.checkpoint.api import CheckpointException
 
 from latxa_megatron import __version__
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import read_json, sha256, sync_directory, write_atomically, write_json
+from latxa_megatron.files import move_into_place, read_json, sha256, write_atomically, write_json
 from latxa_megatron.train.optimizer import allocate_state
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -54,8 +56,16 @@ def iteration_directory(root: Path, step: int) -> Path:
 
 def latest(root: Path) -> Path | None:
     """The newest whole checkpoint under root, or None."""
-    found = sorted(path for path in root.glob("iter_*") if path.suffix == "" and (path / RUN_FILE).is_file())
-    return found[-1] if found else None
+    found = sorted((path for path in root.glob("iter_*") if path.suffix == "" and _is_whole(path)), reverse=True)
+    return found[0] if found else None
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether every file that run.json lists is there with its size."""
+    sizes = read_facts(directory).get("bytes")
+    return sizes is not None and all(
+        (directory / name).is_file() and (directory / name).stat().st_size == size for name, size in sizes.items()
+    )
 
 
 def resolve(checkpoint: Path) -> Path:
@@ -99,12 +109,13 @@ def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> 
     dist_checkpointing.save(sharded_state, str(partial), strategy, content_metadata=CONTENT)
     dist.barrier()
     if dist.get_rank() == 0:
-        sums = {str(p.relative_to(partial)): sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-        write_json(partial / RUN_FILE, {**facts, "latxa_megatron": __version__, "sha256": sums})
-        sync_directory(partial)
-        if final.exists():  # left by a run that died between the rename and the tracker
+        files = {str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file()}
+        sums = {name: sha256(file) for name, file in files.items()}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        write_json(partial / RUN_FILE, {**facts, "latxa_megatron": __version__, "sha256": sums, "bytes": sizes})
+        if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
-        partial.rename(final)
+        move_into_place(partial, final)
     dist.barrier()
 
 
@@ -114,9 +125,17 @@ def load(directory: Path, state: State) -> dict[str, Any]:
     loaded = _load(directory, _sharded(state, loading=True))
     for i, chunk in enumerate(state.chunks):
         chunk.load_state_dict(loaded[f"model{i}"])
+    _follow_run_file(state.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.schedule.load_state_dict(loaded["schedule"])
     return read_facts(directory)
+
+
+def _follow_run_file(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Settings that a run file may change on a resume are the run file's, not those that the checkpoint was saved with."""
+    now = {group["wd_mult"]: group for group in optimizer.param_groups}
+    for group in loaded["optimizer"]["param_groups"]:
+        group.update({key: now[group["wd_mult"]][key] for key in ("max_lr", "min_lr", "betas", "eps")})
 
 
 def load_weights(directory: Path, chunks: list[GPTModel]) -> None:
@@ -144,4 +163,9 @@ def _load(directory: Path, wanted: dict[str, Any], strict: StrictHandling | None
     strategy = get_default_load_sharded_strategy(str(directory))
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     options = {} if strict is None else {"strict": strict}
-    return dist_checkpointing.load(wanted, str(directory), FullyParallelLoadStrategyWrapper(strategy, group), **options)
+    wrapped = FullyParallelLoadStrategyWrapper(strategy, group)
+    try:
+        return dist_checkpointing.load(wanted, str(directory), wrapped, **options)
+    except (CheckpointException, CheckpointingException, OSError, EOFError, RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LatxaError(f"{directory}: is damaged, or of another shape than model.hf says ({reason[:200]})") from None

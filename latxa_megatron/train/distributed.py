@@ -26,7 +26,7 @@ def connected() -> Iterator[None]:
 
 
 def connect() -> None:
-    """Join the process group that torchrun or srun described; a group of one where there is no launcher."""
+    """Join the process group that torchrun described; a group of one where there is no launcher."""
     if dist.is_initialized():
         return
     options: dict[str, Any] = {"backend": "gloo"}

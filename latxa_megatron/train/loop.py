@@ -1,7 +1,9 @@
 """Training, from a run to its last checkpoint."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import locked
 from latxa_megatron.model.gpt import build_model
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
@@ -28,8 +31,20 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> No
 
     Raises LatxaError for a run that cannot work, before any model is built.
     """
-    with connected():
+    with connected(), _alone(run):
         _train(run, watch)
+
+
+@contextmanager
+def _alone(run: RunConfig) -> Iterator[None]:
+    """Keep a second start of the run out while processes of a killed one are still at work. Rank 0 holds the lock for all."""
+    if dist.get_rank() == 0:
+        check_run(run, dist.get_world_size())
+        run.out.mkdir(parents=True, exist_ok=True)
+        with locked(run.out, "training this run"):
+            yield
+    else:
+        yield
 
 
 def _train(run: RunConfig, watch: Watch) -> None:
@@ -49,15 +64,19 @@ def _train(run: RunConfig, watch: Watch) -> None:
     state = State([unwrap(chunk) for chunk in model], optimizer, schedule)
     start = 0
     if resumed is not None:
-        done = checkpoint.load(resumed, state)
-        _check_same_data(done, facts, run)
-        start = int(done["step"])
+        _check_same_data(checkpoint.read_facts(resumed), facts, run)
+        start = int(checkpoint.load(resumed, state)["step"])
 
     log = MetricsLog(run.out, start) if dist.get_rank() == 0 else None
     for step in range(start, total):
         began = time.perf_counter()
         schedule.step(1)
         result = train_step(model, optimizer, dataset, run.train, step)
+        if not math.isfinite(result.loss + result.grad_norm):
+            raise LatxaError(
+                f"step {step + 1}: the loss is {result.loss}, the gradient norm {result.grad_norm}; "
+                "start again from the last checkpoint with a lower optimizer.lr"
+            )
         if log:
             log.write(_line(run, step + 1, result, schedule, time.perf_counter() - began))
             watch(step + 1, total, result)

@@ -102,4 +102,4 @@ def test_import_again_is_free_and_another_model_is_refused(tmp_path):
     import_hf(source, tmp_path / "ckpt")
     assert (final / "run.json").stat().st_mtime_ns == before
     with pytest.raises(LatxaError, match="holds another checkpoint"):
-        import_hf(write_llama(tmp_path / "other", num_hidden_layers=2), tmp_path / "ckpt")
+        import_hf(write_llama(tmp_path / "other", seed=2), tmp_path / "ckpt")

@@ -38,7 +38,7 @@ def die_before(name: str) -> None:
 
 
 def die_before_the_rename() -> None:
-    build.sync_directory = lambda path: die()
+    build.move_into_place = lambda partial, final: die()
 
 
 def progress_dies(done: int, total: int) -> None:

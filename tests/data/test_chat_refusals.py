@@ -108,3 +108,10 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path):
     with pytest.raises(LatxaError, match="has no chat template"):
         check_template(Tokenizer(write_tokenizer(tmp_path / "without", template=None)))
     check_template(Tokenizer(write_tokenizer(tmp_path / "with", template=CHATML)))
+
+
+@pytest.mark.parametrize("content", ["", " ", "\n"])
+def test_an_answer_that_says_nothing_is_refused(content, plain):
+    """Trained, it would teach the model to end its turn at once; tool calls beside an empty content look so."""
+    with pytest.raises(LatxaError, match="message 2 is an assistant turn that says nothing"):
+        encode_conversation(plain, [message("user"), message("assistant", content)], "here:1")
