@@ -22,6 +22,7 @@ from latxa_megatron.demo.memory import PeakMemory
 from latxa_megatron.demo.report import Score, write_report
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, read_json, sha256, write_atomically, write_json
+from latxa_megatron.model import device
 from latxa_megatron.model.llama import LlamaShape
 
 RECIPE = "demo"
@@ -136,7 +137,7 @@ def _run_file(out: Path, hf: Path, data: Data) -> tuple[Path, RunConfig]:
 
 def _parallel(shape: LlamaShape) -> dict[str, Any]:
     """Two pipeline stages of about equal work, the output head being worth several layers of a small model; one on one GPU."""
-    if torch.cuda.device_count() == 1 or shape.layers < 2:
+    if (device.on_gpu() and torch.cuda.device_count() == 1) or shape.layers < 2:
         return {"pp": 1}
     layer = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.hidden * shape.ffn
     head = shape.hidden * shape.vocab / layer
@@ -184,7 +185,9 @@ def _train(run_file: Path, run: RunConfig, console: Console) -> None:
     done = run.checkpoints / f"iter_{run.train.steps:07d}"
     nproc = run.parallel.tp * run.parallel.pp
     if not done.is_dir():
-        console.print(f"[bold]train[/bold]     megatron-core under torchrun, {nproc} processes, {run.precision.dtype}")
+        console.print(
+            f"[bold]train[/bold]     megatron-core under torchrun, {nproc} process{'es' if nproc > 1 else ''}, {run.precision.dtype}"
+        )
         launch_local(run_file, nproc)
     losses = [line["loss"] for line in read_metrics(run.out)]
     console.print(
