@@ -185,9 +185,8 @@ def _train(run_file: Path, run: RunConfig, console: Console) -> None:
     done = run.checkpoints / f"iter_{run.train.steps:07d}"
     nproc = run.parallel.tp * run.parallel.pp
     if not done.is_dir():
-        console.print(
-            f"[bold]train[/bold]     megatron-core under torchrun, {nproc} process{'es' if nproc > 1 else ''}, {run.precision.dtype}"
-        )
+        processes = f"{nproc} process{'es' if nproc > 1 else ''}"
+        console.print(f"[bold]train[/bold]     megatron-core under torchrun, {processes}, {run.precision.dtype}")
         launch_local(run_file, nproc)
     losses = [line["loss"] for line in read_metrics(run.out)]
     console.print(
