@@ -50,8 +50,9 @@ def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) 
         # The interleaved schedule is silently wrong with batched point-to-point messages.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        # gloo may still be sending a stage's output when megatron-core frees it; a CUDA stream keeps the order.
-        deallocate_pipeline_outputs=gpu,
+        # Overlapped sends over gloo may still be under way when megatron-core frees a stage's output; a CUDA stream keeps the order.
+        # Without freeing, backward goes through torch.autograd.backward, where device.py's mode does not reach.
+        deallocate_pipeline_outputs=gpu or not interleaved,
         use_cpu_initialization=not gpu,
         bias_activation_fusion=gpu,
         bias_dropout_fusion=gpu,
