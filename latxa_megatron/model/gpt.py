@@ -50,8 +50,8 @@ def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) 
         # The interleaved schedule is silently wrong with batched point-to-point messages.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        # Overlapped sends over gloo may still be under way when megatron-core frees a stage's output; a CUDA stream keeps the order.
-        # Without freeing, backward goes through torch.autograd.backward, where device.py's mode does not reach.
+        # Overlapped sends over gloo may still be under way when megatron-core frees a stage's output; CUDA streams keep the
+        # order. Without freeing, backward goes through torch.autograd.backward, where device.py's mode does not reach.
         deallocate_pipeline_outputs=gpu or not interleaved,
         use_cpu_initialization=not gpu,
         bias_activation_fusion=gpu,
