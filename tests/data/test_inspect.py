@@ -54,7 +54,7 @@ def test_the_facts_and_the_samples_of_a_plan(root, byte_tokenizer):
         of_sample = inspect(root / "plan", byte_tokenizer, sample).sample
         for document in sorted({piece.document for piece in of_sample}):
             shown.append([(piece.text, piece.trained) for piece in of_sample if piece.document == document])
-    assert len(shown) == 2 * (len(TEXTS) + 1)  # padding is no document
+    assert len(shown) == 2 * len(TEXTS) + 1  # two epochs of the texts, one of the conversation; padding is no document
     for text in TEXTS:  # a document's first token is a label of none
         first = text.encode()[:1].decode(errors="replace")
         rest = text.encode()[1:].decode(errors="replace") + "<|endoftext|>"
