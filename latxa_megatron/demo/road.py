@@ -186,6 +186,7 @@ def _train(run_file: Path, run: RunConfig, console: Console) -> None:
     nproc = run.parallel.tp * run.parallel.pp
     if not done.is_dir():
         processes = f"{nproc} process{'es' if nproc > 1 else ''}"
+        device.release_unused()  # the measured model's, which this process would hold on to meanwhile
         console.print(f"[bold]train[/bold]     megatron-core under torchrun, {processes}, {run.precision.dtype}")
         launch_local(run_file, nproc)
     losses = [line["loss"] for line in read_metrics(run.out)]

@@ -10,8 +10,10 @@ There the same mode multiplies them in fp32 and rounds the product to bf16, whic
 """
 
 import contextlib
+import ctypes
 import importlib.util
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +35,14 @@ def has_transformer_engine() -> bool:
 def device() -> torch.device:
     """This process's device: its own GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else _CPU
+
+
+def release_unused() -> None:
+    """Give memory that was freed, and is kept for the next tensors, back to the system: CUDA's cache, or glibc's heap."""
+    if on_gpu():
+        torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def prepare() -> None:

@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
 )
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from latxa_megatron import __version__
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import move_into_place, read_json, sha256, write_atomically, write_json
+from latxa_megatron.model import device
 from latxa_megatron.train.optimizer import allocate_state
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -87,11 +89,13 @@ def read_facts(directory: Path) -> dict[str, Any]:
 def save(root: Path, step: int, state: State, facts: dict[str, Any], *, keep: int) -> None:
     """Write root/iter_STEP and point the tracker at it; older ones than the newest `keep` are removed. All ranks call it."""
     final = iteration_directory(root, step)
+    device.release_unused()  # megatron-core copies the optimizer's state: once to gather it, once to write it
     write(final, _sharded(state, loading=False), {"step": step, **facts})
     if dist.get_rank() == 0:
         write_atomically(root / TRACKER, f"{step}\n")
         for old in sorted(root.glob("iter_???????"))[:-keep]:
             shutil.rmtree(old)
+    device.release_unused()
     dist.barrier()
 
 
@@ -107,6 +111,7 @@ def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> 
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(strategy, group, True)
     dist_checkpointing.save(sharded_state, str(partial), strategy, content_metadata=CONTENT)
+    filesystem_async._results_queue = None  # ends the process behind it, which has loaded torch and would stay for ever
     dist.barrier()
     if dist.get_rank() == 0:
         files = {str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file()}
