@@ -189,7 +189,9 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
             if not console.is_terminal:
                 console.print(f"step {done}/{total}  {described}")
 
-        train_run(run, watch)
+        finished = train_run(run, watch)
+    if not finished and not bar.disable:
+        console.print(f"stopped, with a checkpoint under {run.checkpoints}; the same command goes on", soft_wrap=True)
 
 
 @launch.command("local")

@@ -47,6 +47,7 @@ class ParallelSection(Section):
 class PrecisionSection(Section):
     dtype: Literal["bf16", "fp32"] = "bf16"
     fp8: Literal["none", "tensorwise"] = Field("none", description="Transformer Engine FP8 recipe; needs an H100 or newer")
+    gradients: Literal["fp32", "bf16"] = Field("fp32", description="what gradients are summed in")
 
 
 class OptimizerSection(Section):
@@ -65,11 +66,21 @@ class TrainSection(Section):
     steps: PositiveInt | None = Field(None, description="optimizer steps; the whole plan once where it is not given")
     global_batch: PositiveInt = Field(256, description="samples in a step")
     micro_batch: PositiveInt = 1
+    recompute: PositiveInt | Literal["none", "selective"] = Field(
+        "none",
+        description="activations computed again in backward: those of attention alone (selective), or N layers of each stage",
+    )
+    neftune_alpha: Annotated[float, Field(ge=0)] = Field(0, description="NEFTune noise on the embeddings; 0 adds none")
+    neftune_length: Literal["packed", "document"] = Field(
+        "packed", description="the L of NEFTune's alpha / sqrt(L d): a sample's positions, or a document's"
+    )
     seed: int = 33
 
 
 class CheckpointSection(Section):
-    every: PositiveInt = Field(100, description="steps between checkpoints; the last step always saves one")
+    every: PositiveInt | None = Field(
+        100, description="steps between checkpoints; the last step always saves one; null saves none, for trials of speed"
+    )
     keep: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
 
 
@@ -96,6 +107,8 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if self.parallel.vp > 1 and self.parallel.pp == 1:
             raise ValueError("parallel.vp: virtual stages need parallel.pp of at least 2")
+        if self.precision.fp8 != "none" and self.precision.dtype == "fp32":
+            raise ValueError("precision.dtype: FP8 products go with bf16 weights; set it to bf16")
         if self.train.global_batch % self.train.micro_batch:
             raise ValueError("train.global_batch: is not a multiple of train.micro_batch")
         return self

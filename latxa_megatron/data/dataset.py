@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ class Batch:
     loss_mask: Tensor  # float32 [b, s], 1 where the label is trained
     position_ids: Tensor  # int64 [b, s]
     cu_seqlens: Tensor  # int32 [documents + 1]
+    samples: list[int]  # their numbers in the plan
 
 
 class PackedDataset:
@@ -41,6 +44,12 @@ class PackedDataset:
     def seq_length(self) -> int:
         return self.plan.seq_length
 
+    def document_positions(self, first: int, last: int) -> npt.NDArray[np.int64]:
+        """Positions of each document, or piece of one, in samples first to last - 1, without reading them."""
+        rows = [self.plan.row(sample) for sample in range(first, last)]
+        borders = self.plan.row_offsets
+        return np.concatenate([self.plan.slices["length"][borders[r] : borders[r + 1]] for r in rows]).astype(np.int64) - 1
+
     def batch(self, samples: list[int]) -> Batch:
         """The samples with these numbers. Raises IndexError past the end, LatxaError where a file is damaged."""
         for sample in samples:
@@ -50,4 +59,4 @@ class PackedDataset:
             arrays = self._gatherer.batch([self.plan.row(n) for n in samples], self.seq_length, 0)
         except _core.StoreError as error:
             raise LatxaError(f"{self.plan.directory}: {error}; pack again") from None
-        return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()}, samples=samples)

@@ -1,6 +1,6 @@
 """GPTModel from megatron-core for a Llama shape, a parallel layout and a precision."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from megatron.core import parallel_state
@@ -13,16 +13,26 @@ from latxa_megatron.model.layers import block_spec
 from latxa_megatron.model.layout import Layout, Precision, check_layout
 from latxa_megatron.model.llama import LlamaShape
 
+Recompute: TypeAlias = int | Literal["none", "selective"]
+"""Activations computed again in backward: none, attention's alone, or those of so many layers of each stage."""
 
-def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) -> TransformerConfig:
+
+def transformer_config(
+    shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none"
+) -> TransformerConfig:
     """megatron-core's configuration: no biases, no dropout, loss summed over tokens."""
-    gpu = device.on_gpu()
+    gpu, te = device.on_gpu(), device.has_transformer_engine()
     interleaved = layout.vp > 1
     fp8: dict[str, Any] = {}
     if precision.fp8 != "none":
-        if not device.has_transformer_engine():
+        if not te:
             raise LatxaError(f"precision.fp8: {precision.fp8} needs a GPU and Transformer Engine; set it to none")
         fp8 = {"fp8": "hybrid", "fp8_recipe": precision.fp8}
+    saved: dict[str, Any] = {}
+    if recompute == "selective":
+        saved = {"recompute_granularity": "selective"}
+    elif recompute != "none":
+        saved = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": recompute}
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -56,27 +66,29 @@ def transformer_config(shape: LlamaShape, layout: Layout, precision: Precision) 
         use_cpu_initialization=not gpu,
         bias_activation_fusion=gpu,
         bias_dropout_fusion=gpu,
-        apply_rope_fusion=gpu and device.has_transformer_engine(),
+        apply_rope_fusion=te,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
         **fp8,
+        **saved,
     )
 
 
-def build_model(shape: LlamaShape, layout: Layout, precision: Precision) -> list[GPTModel]:
+def build_model(shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none") -> list[GPTModel]:
     """This rank's model chunks: one, or layout.vp of them, on its device, with random weights.
 
     torch.distributed and megatron-core's parallel state must be initialized. Raises LatxaError for an impossible layout.
     """
     check_layout(shape, layout)
-    config = transformer_config(shape, layout, precision)
-    return [_chunk(shape, config, i if layout.vp > 1 else None) for i in range(layout.vp)]
+    config = transformer_config(shape, layout, precision, recompute)
+    chunks = [_chunk(shape, config, i if layout.vp > 1 else None) for i in range(layout.vp)]
+    return [chunk.to(device.device()) for chunk in chunks]
 
 
 def _chunk(shape: LlamaShape, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
     stage: dict[str, Any] = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
-    model = GPTModel(
+    return GPTModel(
         config,
         block_spec(config, vp_stage),
         vocab_size=shape.vocab,
@@ -90,4 +102,3 @@ def _chunk(shape: LlamaShape, config: TransformerConfig, vp_stage: int | None) -
         rope_scaling_factor=shape.rope_factor or 1.0,
         vp_stage=vp_stage,
     )
-    return model.to(device.device())

@@ -30,9 +30,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Precision:
-    """bf16 or fp32 parameters, and Transformer Engine's FP8 recipe ("none" or "tensorwise")."""
+    """bf16 or fp32 parameters, the type that gradients are summed in, and Transformer Engine's FP8 recipe ("none" for no FP8)."""
 
     dtype: torch.dtype = torch.bfloat16
+    gradients: torch.dtype = torch.float32
     fp8: str = "none"
 
 

@@ -8,6 +8,8 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.model.layout import Layout, Precision, check_layout
 from latxa_megatron.model.llama import LlamaShape
 
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 def layout(run: RunConfig) -> Layout:
     p = run.parallel
@@ -15,7 +17,8 @@ def layout(run: RunConfig) -> Layout:
 
 
 def precision(run: RunConfig) -> Precision:
-    return Precision(torch.bfloat16 if run.precision.dtype == "bf16" else torch.float32, run.precision.fp8)
+    p = run.precision
+    return Precision(_DTYPES[p.dtype], _DTYPES[p.gradients], p.fp8)
 
 
 def steps(run: RunConfig, samples: int) -> int:

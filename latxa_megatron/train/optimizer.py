@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -11,14 +12,34 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from latxa_megatron.config import OptimizerSection
+from latxa_megatron.model.layout import Precision
 
 
-def wrap(chunks: list[GPTModel]) -> list[DistributedDataParallel]:
-    """The chunks with gradients that are reduced over data-parallel ranks in fp32, and optimizer state sharded over them."""
+def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataParallel]:
+    """The chunks with gradients that are reduced over data-parallel ranks, and optimizer state sharded over them.
+
+    Both directions go on beside the computation: gradients while backward runs, weights while the next forward does.
+    """
     config = chunks[0].config
     modules = [Float16Module(config, chunk) for chunk in chunks] if config.bf16 else chunks
-    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-    return [DistributedDataParallel(config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
+    overlap = parallel_state.get_data_parallel_world_size() > 1
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=precision.gradients == torch.float32,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+    )
+    model = [DistributedDataParallel(config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
+    if overlap:
+        config.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
+    return model
+
+
+def gather_weights(model: list[DistributedDataParallel]) -> None:
+    """Finish the gathering of updated weights that the next forward would wait for. Before a save; all ranks call it."""
+    for chunk in model:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def unwrap(wrapped: DistributedDataParallel) -> GPTModel:

@@ -1,5 +1,6 @@
 """One optimizer step: microbatches of a plan's samples through megatron-core's pipeline schedule."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -17,15 +17,21 @@ from torch import Tensor
 from latxa_megatron.config import TrainSection
 from latxa_megatron.data.dataset import Batch, PackedDataset
 from latxa_megatron.model import device
+from latxa_megatron.model.neftune import Neftune
+from latxa_megatron.train.setup import Job
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: nats per trained token over the global batch. trained_tokens: how many those were."""
+    """loss: nats per trained token over the global batch. trained_tokens: how many those were.
+
+    data_wait: seconds that this rank spent on reading and gathering its samples.
+    """
 
     loss: float
     trained_tokens: int
     grad_norm: float
+    data_wait: float
 
 
 def samples_of_step(section: TrainSection, step: int, rank: int, ranks: int) -> Iterator[list[int]]:
@@ -81,29 +87,26 @@ def _sum_of_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, d
     return total, count.to(torch.int), {"loss": torch.stack([total.detach(), count])}
 
 
-def _forward(batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+def _forward(noise: Neftune, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
     batch = next(batches)
+    noise.begin(batch.samples, batch.cu_seqlens)
     return model(**model_inputs(batch)), partial(_sum_of_losses, batch.loss_mask.to(device.device()))
 
 
-def train_step(
-    model: list[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    dataset: PackedDataset,
-    section: TrainSection,
-    step: int,
-) -> StepResult:
-    """Forward and backward over the step's samples, then the optimizer. The same result on every rank."""
+def train_step(job: Job, step: int) -> StepResult:
+    """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank."""
+    model, optimizer, dataset, section = job.model, job.state.optimizer, job.dataset, job.run.train
     rank = parallel_state.get_data_parallel_rank()
     microbatches = list(samples_of_step(section, step, rank, parallel_state.get_data_parallel_world_size()))
     for chunk in model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     packed = device.has_transformer_engine()
+    reader = _Reader(dataset)
     outputs = get_forward_backward_func()(
-        forward_step_func=_forward,
+        forward_step_func=partial(_forward, job.noise),
         # every stage needs the document borders, so every chunk reads the batches
-        data_iterator=[map(dataset.batch, microbatches) for _ in model],
+        data_iterator=[map(reader.batch, microbatches) for _ in model],
         model=model,
         num_microbatches=len(microbatches),
         seq_length=dataset.seq_length * (section.micro_batch if packed else 1),
@@ -112,7 +115,21 @@ def train_step(
     )
     _, grad_norm, _ = optimizer.step()
     loss, tokens = _over_all_ranks(outputs).tolist()
-    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0))
+    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds)
+
+
+class _Reader:
+    """The dataset, and the seconds that its batches took."""
+
+    def __init__(self, dataset: PackedDataset) -> None:
+        self._dataset = dataset
+        self.seconds = 0.0
+
+    def batch(self, samples: list[int]) -> Batch:
+        began = time.perf_counter()
+        batch = self._dataset.batch(samples)
+        self.seconds += time.perf_counter() - began
+        return batch
 
 
 def _over_all_ranks(outputs: list[dict[str, Tensor]]) -> Tensor:

@@ -17,12 +17,20 @@ SEQ_LENGTH = 64
 GLOBAL_BATCH = 4
 STEPS = 20
 
-ONE_PROCESS = {"one process": [], "micro batch 2": ["train.micro_batch=2"]}
+ONE_PROCESS = {
+    "one process": [],
+    "micro batch 2": ["train.micro_batch=2"],
+    "recomputed attention": ["train.recompute=selective"],
+    "two recomputed layers": ["train.recompute=2"],
+}
+NOISY = ["train.neftune_alpha=5", "train.steps=5", "checkpoint.every=null"]
+WITH_NOISE = {"noisy tp2": ["parallel.tp=2", *NOISY], "noisy pp2 vp2": ["parallel.pp=2", "parallel.vp=2", *NOISY]}
 TWO_PROCESSES = {
     "tp2 with sequence parallelism": ["parallel.tp=2"],
     "pp2": ["parallel.pp=2"],
     "pp2, uneven stages": ["parallel.pp=2", "parallel.stages=[3,1]"],
     "pp2 with virtual stages": ["parallel.pp=2", "parallel.vp=2"],
+    "pp2, tied embeddings": ["parallel.pp=2", "model.hf={root}/tied", "model.checkpoint={root}/tied_ckpt"],
     "dp2": [],
 }
 SHORT = ["train.steps=9", "checkpoint.every=3"]
@@ -36,6 +44,8 @@ class TinyRun:
         self.root = root
         self.hf = write_llama(root / "hf")
         import_hf(self.hf, root / "ckpt")
+        self.tied = write_llama(root / "tied", tied=True, seed=2)
+        import_hf(self.tied, root / "tied_ckpt")
         self.documents, self.spans = random_documents(600)
         store = write_store(root / "store", self.documents, self.spans)
         self.plan = pack(root / "plan", [Mix(store, {})], seq_length=SEQ_LENGTH, seed=5)
@@ -62,7 +72,7 @@ class TinyRun:
 
     def train_in_two_processes(self, variants: dict[str, list[str]]) -> None:
         """All variants in one start of torchrun: a start takes longer than a run."""
-        runs = [[f"out={self.out(name)}", *overrides] for name, overrides in variants.items()]
+        runs = [[f"out={self.out(name)}", *(o.format(root=self.root) for o in overrides)] for name, overrides in variants.items()]
         worker = Path(__file__).with_name("runs_worker.py")
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         subprocess.run([*torchrun, str(worker), str(self.file), json.dumps(runs)], check=True)
@@ -81,9 +91,9 @@ def tiny_run(tmp_path_factory) -> TinyRun:
 @pytest.fixture(scope="session")
 def finished(tiny_run) -> TinyRun:
     """Every variant trained to its end. "moved" goes on, under another layout, from step 6 of "short"."""
-    for name, overrides in {**ONE_PROCESS, "short": SHORT}.items():
+    for name, overrides in {**ONE_PROCESS, "short": SHORT, "noisy": NOISY}.items():
         tiny_run.train_here(name, overrides)
     half = Path("checkpoints") / "iter_0000006"
     shutil.copytree(tiny_run.out("short") / half, tiny_run.out("moved") / half)
-    tiny_run.train_in_two_processes({**TWO_PROCESSES, **KILLED, "moved": ["parallel.tp=2", *SHORT]})
+    tiny_run.train_in_two_processes({**TWO_PROCESSES, **WITH_NOISE, **KILLED, "moved": ["parallel.tp=2", *SHORT]})
     return tiny_run

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -27,14 +28,20 @@ def state(root) -> dict[str, torch.Tensor]:
     return {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
 
 
+def started(command: list[str], out: Path, steps: int) -> subprocess.Popen:
+    """The process of a run that has done so many steps."""
+    process = subprocess.Popen(command, start_new_session=True)
+    while process.poll() is None and len(read_metrics(out)) < steps:
+        time.sleep(0.01)
+    assert process.poll() is None, "the run was over before it could be stopped"
+    return process
+
+
 @pytest.mark.parametrize("name", KILLED)
-def test_killed_and_started_again(name, finished, tmp_path):
+def test_killed_and_started_again(name, finished):
     again = f"{name} again"
     command = finished.command(again, KILLED[name])
-    process = subprocess.Popen(command, start_new_session=True)
-    while process.poll() is None and len(read_metrics(finished.out(again))) < 5:
-        time.sleep(0.01)
-    assert process.poll() is None, "the run was over before it could be killed"
+    process = started(command, finished.out(again), 5)
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()  # workers have sessions of their own
@@ -42,11 +49,29 @@ def test_killed_and_started_again(name, finished, tmp_path):
     assert 5 <= len(read_metrics(finished.out(again))) < 9
     subprocess.run(command, check=True)
     assert [line["step"] for line in read_metrics(finished.out(again))] == list(range(1, 10))
-    whole, cut = state(finished.out(name)), state(finished.out(again))
+    assert_same_state(finished.out(name), finished.out(again))
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    whole, cut = state(one), state(other)
     assert whole.keys() == cut.keys()
     assert any("exp_avg" in key for key in whole)
     for key, tensor in whole.items():
         assert torch.equal(tensor, cut[key]), key
+
+
+def test_sigterm_saves_a_checkpoint_and_ends(finished):
+    """The step that was under way is the last, and is saved though no save was due."""
+    out = finished.out("ended")
+    command = finished.command("ended", KILLED["killed dp2"])
+    process = started(command, out, 4)
+    process.terminate()
+    process.wait()
+    done = len(read_metrics(out))
+    assert 4 <= done < 9
+    assert checkpoint.latest(out / "checkpoints").name == f"iter_{done:07d}"
+    subprocess.run(command, check=True)
+    assert_same_state(finished.out("killed dp2"), out)
 
 
 def test_resume_under_another_layout(finished):

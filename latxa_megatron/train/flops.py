@@ -1,0 +1,23 @@
+"""The arithmetic that a model's training asks for, whatever an implementation does: what model TFLOP/s counts."""
+
+import numpy as np
+import numpy.typing as npt
+
+from latxa_megatron.model.llama import LlamaShape
+
+
+def matrix_parameters(shape: LlamaShape) -> int:
+    """Parameters that take part in a product for every token: all but the embedding and the norms. Tied heads count."""
+    attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    return shape.layers * (attention + 3 * shape.hidden * shape.ffn) + shape.hidden * shape.vocab
+
+
+def training_flops(shape: LlamaShape, positions: npt.NDArray[np.int64]) -> float:
+    """Forward and backward over documents of so many positions each: 6 for each parameter and position, and attention.
+
+    Causal attention inside a document of n positions is 6 n^2 times layers, heads and head size; padding and activations that
+    are computed again do not count.
+    """
+    n = positions.astype(np.float64)
+    attention = 6 * shape.layers * shape.heads * shape.head_dim * float(np.square(n).sum())
+    return 6 * matrix_parameters(shape) * float(n.sum()) + attention

@@ -1,0 +1,75 @@
+"""From a run file to everything that training needs, on this rank: data, model, optimizer, and where the run stands."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+
+from latxa_megatron.config import RunConfig
+from latxa_megatron.data.dataset import PackedDataset
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.model.gpt import build_model
+from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.model.neftune import Neftune
+from latxa_megatron.train import checkpoint
+from latxa_megatron.train.check import layout, precision, steps
+from latxa_megatron.train.checkpoint import State
+from latxa_megatron.train.distributed import spread
+from latxa_megatron.train.optimizer import build_optimizer, build_schedule, gather_weights, unwrap, wrap
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run under way. start: the steps that are done. total: the steps it ends after."""
+
+    run: RunConfig
+    dataset: PackedDataset
+    shape: LlamaShape
+    noise: Neftune
+    model: list[DistributedDataParallel]
+    state: State
+    start: int
+    total: int
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint after `step` steps. All ranks call it."""
+        gather_weights(self.model)
+        checkpoint.save(self.run.checkpoints, step, self.state, _facts(self.run, self.dataset), keep=self.run.checkpoint.keep)
+
+
+def set_up(run: RunConfig) -> Job:
+    """The run at its newest whole checkpoint; without one, at step 0 with the weights of model.checkpoint, or random ones.
+
+    Raises LatxaError where the checkpoint belongs to other data.
+    """
+    spread(layout(run), run.train.seed)
+    dataset = PackedDataset(run.data.plan)
+    total = steps(run, len(dataset))
+    shape = LlamaShape.from_hf(run.model.hf)
+    chunks = build_model(shape, layout(run), precision(run), run.train.recompute)
+    noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)
+    noise.attach(chunks[0])
+    resumed = checkpoint.latest(run.checkpoints)
+    if resumed is None and run.model.checkpoint:
+        checkpoint.load_weights(checkpoint.resolve(run.model.checkpoint), chunks)
+    model = wrap(chunks, precision(run))
+    optimizer = build_optimizer(run.optimizer, model)
+    state = State([unwrap(chunk) for chunk in model], optimizer, build_schedule(run.optimizer, optimizer, total))
+    start = 0
+    if resumed is not None:
+        _check_same_data(checkpoint.read_facts(resumed), _facts(run, dataset), run)
+        start = int(checkpoint.load(resumed, state)["step"])
+    return Job(run, dataset, shape, noise, model, state, start, total)
+
+
+def _facts(run: RunConfig, dataset: PackedDataset) -> dict[str, Any]:
+    return {"run": run.model_dump(mode="json"), "plan": dataset.plan.fingerprint}
+
+
+def _check_same_data(done: dict[str, Any], facts: dict[str, Any], run: RunConfig) -> None:
+    """A run goes on with the samples it began with."""
+    if done["plan"] != facts["plan"]:
+        raise LatxaError(f"{run.data.plan}: is not the plan that {run.out} was trained with; use a new `out:`")
+    before, now = done["run"]["train"]["global_batch"], run.train.global_batch
+    if before != now:
+        raise LatxaError(f"train.global_batch: {run.out} was trained with {before}, not {now}; use a new `out:`")
