@@ -209,11 +209,14 @@ def launch_local(
 @recipes.command("list")
 def recipes_list() -> None:
     """List the run files that ship with the package."""
-    from latxa_megatron.recipes import summaries
+    from latxa_megatron.config import load_run
+    from latxa_megatron.recipes import path, summaries
 
-    table = Table("recipe", "what it is", box=None)
+    table = Table("recipe", "what it is", "layout", box=None)
     for name, summary in summaries().items():
-        table.add_row(name, summary)
+        run = load_run(path(name))
+        precision = run.precision.dtype if run.precision.fp8 == "none" else "fp8"
+        table.add_row(name, summary, f"{run.parallel.describe()}, {precision}")
     console.print(table)
     console.print("`latxa recipes show NAME` prints one; a run file that says `base: NAME` starts from it.")
 

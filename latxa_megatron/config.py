@@ -32,8 +32,8 @@ class SourceSection(Section):
 class DataSection(Section):
     sources: dict[str, SourceSection] = Field(default_factory=dict, description="what `latxa data build` reads")
     tokenizer: Path | None = Field(None, description="directory of the tokenizer; model.hf where it is not given")
-    store: Path = Field(description="token store")
-    plan: Path = Field(description="pack plan")
+    store: Path = Field(description="token store; data/NAME/store where it is not given, NAME being the run's")
+    plan: Path = Field(description="pack plan; data/NAME/plan where it is not given")
     seq_length: PositiveInt = 8192
 
 
@@ -42,6 +42,11 @@ class ParallelSection(Section):
     pp: PositiveInt = Field(1, description="pipeline parallel")
     vp: PositiveInt = Field(1, description="virtual pipeline stages (model chunks) on each pipeline rank")
     stages: list[int] | None = Field(None, description="layers of each of the pp x vp stages; equal where it is not given")
+
+    def describe(self) -> str:
+        """As in "tp4 pp8 vp5"; "one GPU" where nothing is split."""
+        sizes = {"tp": self.tp, "pp": self.pp, "vp": self.vp}
+        return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one GPU"
 
 
 class PrecisionSection(Section):
@@ -86,7 +91,7 @@ class CheckpointSection(Section):
 
 class RunConfig(Section):
     name: str
-    out: Path = Field(description="directory of checkpoints and metrics")
+    out: Path = Field(description="directory of checkpoints and metrics; runs/NAME where it is not given")
     model: ModelSection
     data: DataSection
     parallel: ParallelSection = ParallelSection()
@@ -103,6 +108,17 @@ class RunConfig(Section):
     def checkpoints(self) -> Path:
         return self.out / "checkpoints"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, values: Any) -> Any:
+        """Directories that are not given, from the run's name."""
+        if not isinstance(values, dict) or not isinstance(name := values.get("name"), str):
+            return values
+        values = {"out": f"runs/{name}", **values}
+        if isinstance(values.get("data"), dict):
+            values["data"] = {"store": f"data/{name}/store", "plan": f"data/{name}/plan", **values["data"]}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
         if self.parallel.vp > 1 and self.parallel.pp == 1:
@@ -115,7 +131,7 @@ class RunConfig(Section):
 
 
 def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """The run that a YAML file describes, on top of its `base:` recipe, with `section.key=value` overrides applied.
+    """The run that a YAML file describes, on top of its `base:` recipe or recipes, with `section.key=value` overrides applied.
 
     Paths in it are relative to the working directory. Raises LatxaError naming file, line or override, and key.
     """
@@ -138,7 +154,7 @@ def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The values of a run file merged over its base recipe, and the line of each dotted key of the file itself."""
+    """The values of a run file merged over its base recipes, and the line of each dotted key of the file itself."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -154,14 +170,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise LatxaError(f"{place}: is not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
         raise LatxaError(f"{path}: a run file is a YAML mapping with sections such as model: and data:")
-    base = values.pop("base", None)
-    if base is None:
-        return values, lines
-    if not isinstance(base, str) or base not in recipes.names():
-        raise LatxaError(
-            f"{path}:{lines.get('base', 1)}: base: there is no recipe '{base}'{_closest(str(base), recipes.names())}"
-        )
-    merged, _ = _read(recipes.path(base))
+    bases = values.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if base not in recipes.names():
+            raise LatxaError(
+                f"{path}:{lines.get('base', 1)}: base: there is no recipe '{base}'{_closest(str(base), recipes.names())}"
+            )
+        _merge(merged, _read(recipes.path(base))[0])
     _merge(merged, values)
     return merged, lines
 

@@ -106,10 +106,8 @@ def test_faults_deep_in_a_source(run_file):
 
 
 def test_missing_keys_say_what_they_are(run_file):
-    file = run_file(RUN.replace("out: out/tiny\n", ""))
-    assert message(file) == f"{file}: the key 'out' is missing (directory of checkpoints and metrics)"
-    file = run_file(RUN.replace("  plan: plan\n", ""))
-    assert message(file) == f"{file}:4: the key 'data.plan' is missing (pack plan)"
+    file = run_file(RUN.replace("name: tiny\n", ""))
+    assert message(file).startswith(f"{file}: the key 'name' is missing")
     file = run_file(RUN.replace("{hf: backbone}", "{}"))
     assert message(file).startswith(f"{file}:3: the key 'model.hf' is missing (Hugging Face directory")
 
@@ -179,7 +177,7 @@ def test_a_fault_inside_or_above_an_overrides_key_names_the_override(override, r
     assert message(run_file(), [override]).startswith(f"'{override}': ")
 
 
-@pytest.mark.parametrize("text", ["base: 5\n", "base: [demo]\n", "base: {a: b}\n"])
+@pytest.mark.parametrize("text", ["base: 5\n", "base: [demo, dmeo]\n", "base: {a: b}\n"])
 def test_a_base_that_is_no_name_is_refused(text, run_file):
     assert "base: there is no recipe" in message(run_file(text))
 
@@ -211,6 +209,42 @@ def test_a_base_recipe_is_merged_below_the_file(run_file, monkeypatch, tmp_path)
     assert message(file).startswith(f"{file}:2: there is no key 'train.step'")
     file = run_file("base: midle\n")
     assert message(file) == f"{file}:1: base: there is no recipe 'midle'; did you mean 'middle'?"
+
+
+def test_places_that_are_not_given_follow_from_the_name(run_file):
+    text = RUN.replace("out: out/tiny\n", "").replace("  store: store\n", "").replace("  plan: plan\n", "  plan: other\n")
+    run = load_run(run_file(text))
+    assert (run.out, run.data.store, run.data.plan) == (Path("runs/tiny"), Path("data/tiny/store"), Path("other"))
+
+
+def test_several_base_recipes_are_merged_in_their_order(run_file, monkeypatch, tmp_path):
+    run_file("optimizer: {lr: 1e-4, eps: 1e-6}\ndata: {sources: {eu: {paths: [eu.jsonl]}}}\n", "one.yaml")
+    run_file("optimizer: {lr: 2e-4}\ndata: {sources: {en: {paths: [en.jsonl]}}}\n", "two.yaml")
+    monkeypatch.setattr(recipes, "_HERE", tmp_path)
+    run = load_run(run_file("base: [one, two]\nname: both\nmodel: {hf: there}\noptimizer: {beta2: 0.9}\n"))
+    assert (run.optimizer.lr, run.optimizer.eps, run.optimizer.beta2) == (2e-4, 1e-6, 0.9)
+    assert list(run.data.sources) == ["eu", "en"]
+
+
+def test_the_studys_runs():
+    """Its 17 8B runs by backbone and sources, and what all share; hand-written from the paper."""
+    codes = {0: "010 011 101 110 111", 1: "001 010 011 101 110 111", 2: "010 011 100 101 110 111"}
+    models = ("Llama-3.1-8B", "Latxa-Llama-3.1-8B", "Llama-3.1-8B-Instruct")
+    expected = {f"exp_{b}_{code}": (models[b], code) for b, many in codes.items() for code in many.split()}
+    assert {name for name in recipes.names() if name.startswith("exp_")} == expected.keys()
+    for name, (model, code) in expected.items():
+        run = load_run(recipes.path(name))
+        used = [
+            source for source, bit in zip(("corpus_eu", "instructions_eu", "instructions_en"), code, strict=True) if bit == "1"
+        ]
+        assert (run.model.hf.name, list(run.data.sources)) == (model, used)
+        assert {source.epochs for source in run.data.sources.values()} == {4}
+        assert run.tokenizer.name == "Llama-3.1-8B-Instruct"
+        assert (run.train.global_batch, run.train.neftune_alpha, run.train.seed, run.data.seq_length) == (256, 5, 33, 8192)
+        o = run.optimizer
+        assert (o.lr, o.min_lr_ratio, o.warmup, o.decay) == (1e-5, 0.33, 0.1, "cosine")
+        assert (o.beta1, o.beta2, o.eps, o.weight_decay) == (0.9, 0.95, 1e-8, 0.1)
+    assert load_run(recipes.path("latxa_70b")).train.global_batch == 512
 
 
 @pytest.mark.parametrize("name", recipes.names(bases=False))
