@@ -71,7 +71,7 @@ class TrainSection(Section):
     steps: PositiveInt | None = Field(None, description="optimizer steps; the whole plan once where it is not given")
     global_batch: PositiveInt = Field(256, description="samples in a step")
     micro_batch: PositiveInt = 1
-    recompute: PositiveInt | Literal["none", "selective"] = Field(
+    recompute: Annotated[int, Field(gt=0, strict=True)] | Literal["none", "selective"] = Field(
         "none",
         description="activations computed again in backward: those of attention alone (selective), or N layers of each stage",
     )
@@ -84,13 +84,18 @@ class TrainSection(Section):
 
 class CheckpointSection(Section):
     every: PositiveInt | None = Field(
-        100, description="steps between checkpoints; the last step always saves one; null saves none, for trials of speed"
+        100, description="steps between checkpoints; the last step always saves one; null saves none unless a signal asks"
     )
     keep: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
 
 
+class ValidationSection(Section):
+    plans: dict[str, Path] = Field(default_factory=dict, description="pack plans that are validated on, whole, by name")
+    every: PositiveInt = Field(100, description="steps between validations; the last step always has one")
+
+
 class RunConfig(Section):
-    name: str
+    name: Annotated[str, Field(min_length=1, pattern="^[^/]*$", description="what the run is called, in one word")]
     out: Path = Field(description="directory of checkpoints and metrics; runs/NAME where it is not given")
     model: ModelSection
     data: DataSection
@@ -99,6 +104,7 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    validation: ValidationSection = ValidationSection()
 
     @property
     def tokenizer(self) -> Path:
@@ -123,6 +129,8 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if self.parallel.vp > 1 and self.parallel.pp == 1:
             raise ValueError("parallel.vp: virtual stages need parallel.pp of at least 2")
+        if self.precision.dtype == "fp32" and self.precision.gradients == "bf16":
+            raise ValueError("precision.gradients: bf16 sums go with bf16 weights; set it to fp32")
         if self.precision.fp8 != "none" and self.precision.dtype == "fp32":
             raise ValueError("precision.dtype: FP8 products go with bf16 weights; set it to bf16")
         if self.train.global_batch % self.train.micro_batch:
@@ -170,7 +178,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise LatxaError(f"{place}: is not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
         raise LatxaError(f"{path}: a run file is a YAML mapping with sections such as model: and data:")
-    bases = values.pop("base", [])
+    bases = values.pop("base", None) or []
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
         if base not in recipes.names():
@@ -221,7 +229,9 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
 def _explain(error: ValidationError, path: Path, lines: dict[str, int], overrides: dict[str, str]) -> LatxaError:
     """The first fault that pydantic found, as one sentence with its place."""
     fault = error.errors()[0]
-    location = [str(part) for part in fault["loc"]]
+    location = [str(part) for part in fault["loc"] if not re.match(r"constrained-|literal\[", str(part))]  # parts of a union
+    if len(location) < len(fault["loc"]):
+        fault["msg"] = " or ".join(each["msg"] for each in error.errors() if [*each["loc"]][: len(location)] == location)
     key = ".".join(location)
     override = next((k for k in reversed(overrides) if f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.")), None)
     if override:

@@ -254,6 +254,22 @@ def test_every_recipe_that_ships_loads(name):
     assert run.data.sources
 
 
+@pytest.mark.parametrize("value", ["true", "0", "full", "1.5"])
+def test_what_recompute_may_be(value, run_file):
+    said = message(run_file(), [f"train.recompute={value}"])
+    assert said.startswith(f"'train.recompute={value}': train.recompute: input should be")
+    assert "'none' or 'selective'" in said
+
+
+@pytest.mark.parametrize("name", ["''", "a/b"])
+def test_a_name_that_is_no_directory(name, run_file):
+    assert "name:" in message(run_file(RUN.replace("name: tiny", f"name: {name}")))
+
+
+def test_gradients_are_not_summed_in_less_than_the_weights(run_file):
+    assert "precision.gradients" in message(run_file(), ["precision.dtype=fp32", "precision.gradients=bf16"])
+
+
 def test_a_recipe_that_does_not_ship_is_refused():
     with pytest.raises(LatxaError, match="there is no recipe 'demos'"):
         recipes.path("demos")

@@ -1,9 +1,13 @@
 """A Hugging Face tokenizer, with what a training corpus asks of it beside ids: BOS, document end, control tokens, identity."""
 
+import json
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint
@@ -109,6 +113,24 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=False).ids
         finally:
             self._backend.encode_special_tokens = True
+
+    def bytes_of_tokens(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of text behind each id, int64 [vocab_size]; 0 for control tokens.
+
+        The sum over a text's ids is the text's length in bytes (a normalizer aside), also where a token is part of a character.
+        """
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
+        found = np.zeros(self.vocab_size, np.int64)
+        for token, i in self._backend.get_vocab(with_added_tokens=True).items():
+            if token in self.control_tokens:
+                continue
+            if byte_level and i not in self._backend.get_added_tokens_decoder():
+                found[i] = len(token)  # a character stands for a byte
+            elif re.fullmatch("<0x[0-9A-F]{2}>", token):
+                found[i] = 1
+            else:
+                found[i] = len(token.replace("\u2581", " ").encode())
+        return found
 
     def decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

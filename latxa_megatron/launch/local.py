@@ -1,10 +1,12 @@
 """`latxa launch local`: torchrun's elastic agent on this machine, one node, no restarts."""
 
+import dataclasses
 import logging
 import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from latxa_megatron.errors import LatxaError
 
@@ -15,6 +17,9 @@ _CPU_MEMORY = {
 }
 """Huge pages for CPU tensors, and their memory kept for the next ones. By default glibc hands each large tensor back to the
 kernel, which clears its pages anew for the next: nearly half of a step's time, by perf, in a virtual machine."""
+
+_STOPPING: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "shutdown_timeout": 1800}
+"""Signals that the agent hands on to the workers, and the seconds that they then have to end their step and save."""
 
 
 def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None) -> None:
@@ -37,7 +42,9 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None)
     for name, value in _CPU_MEMORY.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}  # torch 2.6 has neither of the two
     agent = LaunchConfig(
+        **{name: value for name, value in _STOPPING.items() if name in known},
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,

@@ -1,5 +1,7 @@
 """What is wrong with a run, found in seconds and without megatron-core: before a job is queued, and again by every rank."""
 
+from pathlib import Path
+
 import torch
 
 from latxa_megatron.config import RunConfig
@@ -51,19 +53,26 @@ def _check_data(run: RunConfig, shape: LlamaShape) -> None:
     unit = run.parallel.tp * (16 if run.precision.fp8 != "none" else 1)
     if run.data.seq_length % unit:
         raise LatxaError(f"data.seq_length: {run.data.seq_length} is not a multiple of {unit} (tp, times 16 for FP8)")
-    plan = PackPlan(run.data.plan)
-    if plan.seq_length != run.data.seq_length:
-        raise LatxaError(
-            f"data.seq_length: is {run.data.seq_length}, but {run.data.plan} was packed for {plan.seq_length}; pack again"
-        )
-    if run.data.seq_length > shape.max_positions:
-        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
-    vocab = max(store.manifest["tokenizer"]["vocab_size"] for store in plan.stores)
-    if vocab > shape.vocab:
-        raise LatxaError(f"data.plan: its tokens go up to {vocab - 1}, but the model's vocabulary has {shape.vocab}")
+    plan = _check_plan("data.plan", run.data.plan, run, shape)
+    for name, path in run.validation.plans.items():
+        _check_plan(f"validation.plans.{name}", path, run, shape)
     wanted = steps(run, len(plan)) * run.train.global_batch
     if wanted == 0 or wanted > len(plan):
         raise LatxaError(
             f"train.steps: needs {wanted or run.train.global_batch} samples, but {run.data.plan} has {len(plan)}; "
             "give the sources more epochs or train fewer steps"
         )
+
+
+def _check_plan(key: str, path: Path, run: RunConfig, shape: LlamaShape) -> PackPlan:
+    plan = PackPlan(path)
+    if plan.seq_length != run.data.seq_length:
+        raise LatxaError(
+            f"data.seq_length: is {run.data.seq_length}, but {path} ({key}) was packed for {plan.seq_length}; pack again"
+        )
+    if run.data.seq_length > shape.max_positions:
+        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
+    vocab = max(store.manifest["tokenizer"]["vocab_size"] for store in plan.stores)
+    if vocab > shape.vocab:
+        raise LatxaError(f"{key}: its tokens go up to {vocab - 1}, but the model's vocabulary has {shape.vocab}")
+    return plan

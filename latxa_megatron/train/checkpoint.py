@@ -31,6 +31,7 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import move_into_place, read_json, sha256, write_atomically, write_json
 from latxa_megatron.model import device
 from latxa_megatron.train.optimizer import allocate_state
+from latxa_megatron.train.stop import held_back
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
@@ -110,7 +111,8 @@ def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> 
     if parallel_state.model_parallel_is_initialized():
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(strategy, group, True)
-    dist_checkpointing.save(sharded_state, str(partial), strategy, content_metadata=CONTENT)
+    with held_back():  # a signal to all processes of a job would end megatron-core's writers, and with them the save
+        dist_checkpointing.save(sharded_state, str(partial), strategy, content_metadata=CONTENT)
     filesystem_async._results_queue = None  # ends the process behind it, which has loaded torch and would stay for ever
     dist.barrier()
     if dist.get_rank() == 0:

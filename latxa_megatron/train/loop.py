@@ -19,6 +19,7 @@ from latxa_megatron.train.metrics import MetricsLog
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
 from latxa_megatron.train.stop import StopSignals
+from latxa_megatron.train.validate import Validation, validate
 
 Watch = Callable[[int, int, StepResult], None]
 """Called on rank 0 after each step with (steps done, steps in all, result)."""
@@ -30,9 +31,11 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> bo
     SIGTERM and SIGUSR1 end it after the step under way, with a checkpoint; then, and only then, the result is False.
     Raises LatxaError for a run that cannot work, before any model is built.
     """
-    with connected(), _alone(run), StopSignals() as stop:
+    with connected(), _alone(run):
         check_run(run, dist.get_world_size())
-        return _train(run, stop, watch)
+        job = set_up(run)
+        with StopSignals() as stop:
+            return _train(job, stop, watch)
 
 
 @contextmanager
@@ -47,8 +50,9 @@ def _alone(run: RunConfig) -> Iterator[None]:
         yield
 
 
-def _train(run: RunConfig, stop: StopSignals, watch: Watch) -> bool:
-    job = set_up(run)
+def _train(job: Job, stop: StopSignals, watch: Watch) -> bool:
+    run = job.run
+    validation = Validation.of(run)
     log = MetricsLog(run.out, job.start) if dist.get_rank() == 0 else None
     for step in range(job.start, job.total):
         began = time.perf_counter()
@@ -59,18 +63,22 @@ def _train(run: RunConfig, stop: StopSignals, watch: Watch) -> bool:
                 f"step {step + 1}: the loss is {result.loss}, the gradient norm {result.grad_norm}; "
                 "start again from the last checkpoint with a lower optimizer.lr"
             )
+        seconds = time.perf_counter() - began
+        last = step + 1 == job.total
+        scores = validate(job, validation) if validation.sets and (last or (step + 1) % run.validation.every == 0) else {}
         if log:
-            log.write(_line(job, step, result, time.perf_counter() - began))
+            log.write({**_line(job, step, result, seconds), **({"validation": scores} if scores else {})})
             watch(step + 1, job.total, result)
         stopping = stop.asked()
-        if _save_after(run.checkpoint, step + 1, last=stopping or step + 1 == job.total):
+        if stopping or _save_is_due(run.checkpoint, step + 1, last):
             job.save(step + 1)
+            stopping = stopping or stop.asked()  # while it was saved
         if stopping:
-            return step + 1 == job.total
+            return last
     return True
 
 
-def _save_after(section: CheckpointSection, step: int, *, last: bool) -> bool:
+def _save_is_due(section: CheckpointSection, step: int, last: bool) -> bool:
     return section.every is not None and (last or step % section.every == 0)
 
 

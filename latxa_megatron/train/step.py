@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,11 +34,18 @@ class StepResult:
     data_wait: float
 
 
-def samples_of_step(section: TrainSection, step: int, rank: int, ranks: int) -> Iterator[list[int]]:
-    """The sample numbers of each microbatch of data-parallel rank `rank` of `ranks`, in order."""
+class Microbatch(NamedTuple):
+    """Sample numbers; those after the first `counted` take part in no loss."""
+
+    samples: list[int]
+    counted: int
+
+
+def samples_of_step(section: TrainSection, step: int, rank: int, ranks: int) -> Iterator[Microbatch]:
+    """The microbatches of data-parallel rank `rank` of `ranks`, in order."""
     first = step * section.global_batch
     for start in range(rank * section.micro_batch, section.global_batch, ranks * section.micro_batch):
-        yield [first + start + i for i in range(section.micro_batch)]
+        yield Microbatch([first + start + i for i in range(section.micro_batch)], section.micro_batch)
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -93,43 +100,50 @@ def _forward(noise: Neftune, batches: Iterator[Batch], model: DistributedDataPar
     return model(**model_inputs(batch)), partial(_sum_of_losses, batch.loss_mask.to(device.device()))
 
 
-def train_step(job: Job, step: int) -> StepResult:
-    """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank."""
-    model, optimizer, dataset, section = job.model, job.state.optimizer, job.dataset, job.run.train
-    rank = parallel_state.get_data_parallel_rank()
-    microbatches = list(samples_of_step(section, step, rank, parallel_state.get_data_parallel_world_size()))
-    for chunk in model:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    packed = device.has_transformer_engine()
-    reader = _Reader(dataset)
-    outputs = get_forward_backward_func()(
-        forward_step_func=partial(_forward, job.noise),
-        # every stage needs the document borders, so every chunk reads the batches
-        data_iterator=[map(reader.batch, microbatches) for _ in model],
-        model=model,
-        num_microbatches=len(microbatches),
-        seq_length=dataset.seq_length * (section.micro_batch if packed else 1),
-        micro_batch_size=1 if packed else section.micro_batch,
-        forward_only=False,
-    )
-    _, grad_norm, _ = optimizer.step()
-    loss, tokens = _over_all_ranks(outputs).tolist()
-    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds)
-
-
-class _Reader:
+class Reader:
     """The dataset, and the seconds that its batches took."""
 
     def __init__(self, dataset: PackedDataset) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self.seconds = 0.0
 
-    def batch(self, samples: list[int]) -> Batch:
+    def batch(self, microbatch: Microbatch) -> Batch:
         began = time.perf_counter()
-        batch = self._dataset.batch(samples)
+        batch = self.dataset.batch(microbatch.samples)
+        batch.loss_mask[microbatch.counted :] = 0
         self.seconds += time.perf_counter() - began
         return batch
+
+
+def train_step(job: Job, step: int) -> StepResult:
+    """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank."""
+    section = job.run.train
+    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    for chunk in job.model:
+        chunk.zero_grad_buffer()
+    job.state.optimizer.zero_grad()
+    reader = Reader(job.dataset)
+    total = forward_backward(job, reader, list(samples_of_step(section, step, rank, ranks)))
+    _, grad_norm, _ = job.state.optimizer.step()
+    loss, tokens = total.tolist()
+    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds)
+
+
+def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *, forward_only: bool = False) -> Tensor:
+    """Run this rank's microbatches, as many on every rank. Sum of losses and trained tokens over all ranks, float64 [2]."""
+    packed = device.has_transformer_engine()
+    micro_batch = job.run.train.micro_batch
+    outputs = get_forward_backward_func()(
+        forward_step_func=partial(_forward, job.noise),
+        # every stage needs the document borders, so every chunk reads the batches
+        data_iterator=[map(reader.batch, microbatches) for _ in job.model],
+        model=job.model,
+        num_microbatches=len(microbatches),
+        seq_length=reader.dataset.seq_length * (micro_batch if packed else 1),
+        micro_batch_size=1 if packed else micro_batch,
+        forward_only=forward_only,
+    )
+    return _over_all_ranks(outputs)
 
 
 def _over_all_ranks(outputs: list[dict[str, Tensor]]) -> Tensor:

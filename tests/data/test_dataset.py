@@ -59,7 +59,7 @@ def test_batches_of_a_plan_are_those_of_the_slow_gather(data, seq_length, masked
                 ids, spans = shards[s["shard"]][1][s["document"]]
                 rows[-1].append((ids, spans if masked else [(0, len(ids))], int(s["start"]), int(s["length"])))
         batch = dataset.batch(samples)
-        found = {name: getattr(batch, name).tolist() for name in batch.__dataclass_fields__}
+        found = {name: getattr(batch, name).tolist() for name in batch.__dataclass_fields__ if name != "samples"}
         assert found == slow_gather(rows, seq_length, 0)
         assert found["cu_seqlens"][-1] == len(samples) * seq_length
 

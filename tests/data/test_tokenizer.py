@@ -141,3 +141,12 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(LatxaError, match=r"holds no tokenizer\.json"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "smollm"])
+def test_the_bytes_of_a_texts_tokens_are_its_bytes(name, request):
+    tokenizer = Tokenizer(request.getfixturevalue(f"{name}_tokenizer"))
+    sizes = tokenizer.bytes_of_tokens()
+    for text in ("Kaixo, mundua!", "Ñabar \u00f1 \u65e5\u672c\u8a9e \U0001f40f\n\n  bat", "123456 elektriko\t"):
+        ids = tokenizer.encode_documents([text])[0]
+        assert sizes[ids].sum() == len(text.encode())

@@ -40,3 +40,17 @@ def test_a_samples_noise_is_its_own():
     assert torch.equal(both[1], alone[0])
     assert not torch.equal(both[0], both[1])
     assert torch.equal(begun([8], [0, 16]).noise(8, CPU), alone)
+
+
+@pytest.mark.parametrize("shape", ["s b h", "b*s 1 h"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_each_element_gets_its_samples_noise(shape, tp, monkeypatch):
+    """What a rank's hook adds, laid out as the embedding's output is, against noise() of [samples, positions, hidden]."""
+    noise = begun([3, 8], [0, 6, 8, 16])
+    whole = noise.noise(4, CPU)
+    laid_out = torch.stack([whole[0], whole[1]], dim=1) if shape == "s b h" else torch.cat([whole[0], whole[1]])[:, None]
+    rows = laid_out.shape[0] // tp
+    for rank in range(tp):
+        monkeypatch.setattr("megatron.core.parallel_state.get_tensor_model_parallel_rank", lambda rank=rank: rank)
+        out = torch.zeros(rows, *laid_out.shape[1:], dtype=torch.bfloat16)
+        assert torch.equal(noise._here(out), laid_out[rank * rows : (rank + 1) * rows].bfloat16())

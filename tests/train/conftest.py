@@ -11,6 +11,7 @@ from latxa_megatron.config import load_run
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.data.plan import Mix, pack
 from latxa_megatron.train.loop import train
+from tests.data.writers import write_tokenizer
 from tests.tiny import random_documents, write_llama, write_store
 
 SEQ_LENGTH = 64
@@ -23,7 +24,16 @@ ONE_PROCESS = {
     "recomputed attention": ["train.recompute=selective"],
     "two recomputed layers": ["train.recompute=2"],
 }
-NOISY = ["train.neftune_alpha=5", "train.steps=5", "checkpoint.every=null"]
+NOISY = ["train.neftune_alpha=5", "train.steps=5"]
+VALIDATED = [  # noise and a step that changes nothing: the scores are those of the imported weights
+    *("train.steps=1", "train.micro_batch=2", "train.neftune_alpha=5", "optimizer.lr=1e-12", "optimizer.weight_decay=0"),
+    *("data.tokenizer={root}/tokenizer", "validation.plans.other={root}/other_plan"),
+]
+VALIDATED_IN_TWO = {
+    "validated dp2": VALIDATED,
+    "validated tp2": [*VALIDATED, "parallel.tp=2"],
+    "validated pp2 vp2": [*VALIDATED, "train.micro_batch=1", "parallel.pp=2", "parallel.vp=2"],
+}
 WITH_NOISE = {"noisy tp2": ["parallel.tp=2", *NOISY], "noisy pp2 vp2": ["parallel.pp=2", "parallel.vp=2", *NOISY]}
 TWO_PROCESSES = {
     "tp2 with sequence parallelism": ["parallel.tp=2"],
@@ -49,6 +59,10 @@ class TinyRun:
         self.documents, self.spans = random_documents(600)
         store = write_store(root / "store", self.documents, self.spans)
         self.plan = pack(root / "plan", [Mix(store, {})], seq_length=SEQ_LENGTH, seed=5)
+        write_tokenizer(root / "tokenizer")
+        self.other_documents, self.other_spans = random_documents(41, seed=9)
+        other = write_store(root / "other_store", self.other_documents, self.other_spans)
+        self.other_plan = pack(root / "other_plan", [Mix(other, {})], seq_length=SEQ_LENGTH, seed=5)
         self.file = root / "run.yaml"
         self.file.write_text(
             yaml.safe_dump(
@@ -59,6 +73,7 @@ class TinyRun:
                     "data": {"store": str(store), "plan": str(root / "plan"), "seq_length": SEQ_LENGTH},
                     "precision": {"dtype": "fp32"},
                     "optimizer": {"lr": 1e-3, "warmup": 0.2, "min_lr_ratio": 0.1, "weight_decay": 0.1},
+                    "checkpoint": {"every": None},
                     "train": {"steps": STEPS, "global_batch": GLOBAL_BATCH, "micro_batch": 1},
                 }
             )
@@ -67,12 +82,15 @@ class TinyRun:
     def out(self, name: str) -> Path:
         return self.root / "runs" / name
 
+    def _overrides(self, name: str, overrides: list[str]) -> list[str]:
+        return [f"out={self.out(name)}", *(override.format(root=self.root) for override in overrides)]
+
     def train_here(self, name: str, overrides: list[str]) -> None:
-        train(load_run(self.file, [f"out={self.out(name)}", *overrides]))
+        train(load_run(self.file, self._overrides(name, overrides)))
 
     def train_in_two_processes(self, variants: dict[str, list[str]]) -> None:
         """All variants in one start of torchrun: a start takes longer than a run."""
-        runs = [[f"out={self.out(name)}", *(o.format(root=self.root) for o in overrides)] for name, overrides in variants.items()]
+        runs = [self._overrides(name, overrides) for name, overrides in variants.items()]
         worker = Path(__file__).with_name("runs_worker.py")
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         subprocess.run([*torchrun, str(worker), str(self.file), json.dumps(runs)], check=True)
@@ -91,9 +109,11 @@ def tiny_run(tmp_path_factory) -> TinyRun:
 @pytest.fixture(scope="session")
 def finished(tiny_run) -> TinyRun:
     """Every variant trained to its end. "moved" goes on, under another layout, from step 6 of "short"."""
-    for name, overrides in {**ONE_PROCESS, "short": SHORT, "noisy": NOISY}.items():
+    for name, overrides in {**ONE_PROCESS, "short": SHORT, "noisy": NOISY, "validated": VALIDATED}.items():
         tiny_run.train_here(name, overrides)
     half = Path("checkpoints") / "iter_0000006"
     shutil.copytree(tiny_run.out("short") / half, tiny_run.out("moved") / half)
-    tiny_run.train_in_two_processes({**TWO_PROCESSES, **WITH_NOISE, **KILLED, "moved": ["parallel.tp=2", *SHORT]})
+    tiny_run.train_in_two_processes(
+        {**TWO_PROCESSES, **WITH_NOISE, **VALIDATED_IN_TWO, **KILLED, "moved": ["parallel.tp=2", *SHORT]}
+    )
     return tiny_run

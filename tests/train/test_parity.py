@@ -27,7 +27,7 @@ def reference_losses(run, hf: Path, steps: int) -> tuple[list[float], list[float
         for sample in range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH):
             row = run.plan.row(sample)
             for piece in run.plan.slices[run.plan.row_offsets[row] : run.plan.row_offsets[row + 1]]:
-                terms += document_losses(model, run, piece)
+                terms += document_losses(model, run.documents, run.spans, piece)
         loss = torch.stack(terms).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -37,12 +37,12 @@ def reference_losses(run, hf: Path, steps: int) -> tuple[list[float], list[float
     return losses, grad_norms
 
 
-def document_losses(model, run, piece) -> list[torch.Tensor]:
+def document_losses(model, documents, spans, piece) -> list[torch.Tensor]:
     """The loss of each trained label of a slice."""
     document, start, length = int(piece["document"]), int(piece["start"]), int(piece["length"])
-    tokens = torch.tensor(run.documents[document][start : start + length])
+    tokens = torch.tensor(documents[document][start : start + length])
     logits = model(tokens[None, :-1]).logits[0]
-    trained = {t for a, b in run.spans[document] for t in range(a, b)}
+    trained = {t for a, b in spans[document] for t in range(a, b)}
     return [torch.nn.functional.cross_entropy(logits[i], tokens[i + 1]) for i in range(length - 1) if start + i + 1 in trained]
 
 

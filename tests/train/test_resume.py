@@ -1,6 +1,7 @@
 """A run that was killed and started again has, bit for bit, the weights and optimizer state of one that was not."""
 
 import contextlib
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -60,12 +61,23 @@ def assert_same_state(one: Path, other: Path) -> None:
         assert torch.equal(tensor, cut[key]), key
 
 
-def test_sigterm_saves_a_checkpoint_and_ends(finished):
+def test_a_checkpoints_weights_are_the_optimizers(finished):
+    """Weights of the other data-parallel rank reach a model only when they are gathered, after the step that changed them."""
+    found = state(finished.out("killed dp2"))
+    of_optimizer = {k.removeprefix("optimizer.state.param."): v for k, v in found.items() if "optimizer.state.param." in k}
+    assert len(of_optimizer) > 8
+    for key, tensor in of_optimizer.items():
+        assert torch.equal(found[key], tensor), key
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_a_checkpoint_and_ends(number, finished):
     """The step that was under way is the last, and is saved though no save was due."""
-    out = finished.out("ended")
-    command = finished.command("ended", KILLED["killed dp2"])
+    name = f"ended by {number.name}"
+    out = finished.out(name)
+    command = finished.command(name, KILLED["killed dp2"])
     process = started(command, out, 4)
-    process.terminate()
+    process.send_signal(number)
     process.wait()
     done = len(read_metrics(out))
     assert 4 <= done < 9
