@@ -114,6 +114,6 @@ def finished(tiny_run) -> TinyRun:
     half = Path("checkpoints") / "iter_0000006"
     shutil.copytree(tiny_run.out("short") / half, tiny_run.out("moved") / half)
     tiny_run.train_in_two_processes(
-        {**TWO_PROCESSES, **WITH_NOISE, **VALIDATED_IN_TWO, **KILLED, "moved": ["parallel.tp=2", *SHORT]}
+        {**TWO_PROCESSES, **WITH_NOISE, **VALIDATED_IN_TWO, **KILLED, "moved": ["parallel.tp=2", *SHORT, "checkpoint.every=null"]}
     )
     return tiny_run

@@ -38,7 +38,7 @@ def test_a_resumed_run_follows_its_run_file(finished):
     """A learning rate that was lowered by hand holds from the first step after the resume."""
     first = finished.out("short") / "checkpoints" / "iter_0000006"
     shutil.copytree(first, finished.out("lowered") / "checkpoints" / first.name)
-    finished.train_here("lowered", [*SHORT, "optimizer.lr=1e-4"])
+    finished.train_here("lowered", [*SHORT, "optimizer.lr=1e-4", "checkpoint.every=null"])
     lowered = {line["step"]: line["lr"] for line in read_metrics(finished.out("lowered"))}
     whole = {line["step"]: line["lr"] for line in read_metrics(finished.out("short"))}
     assert sorted(lowered) == [7, 8, 9]

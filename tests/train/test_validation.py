@@ -37,7 +37,8 @@ def test_scores_equal_transformers(name, finished, expected):
 
 
 def test_validation_changes_nothing_and_comes_when_it_is_due(finished):
-    finished.train_here("short, validated", [*SHORT, "validation.plans.other={root}/other_plan", "validation.every=4"])
+    every = ["validation.plans.other={root}/other_plan", "validation.every=4"]
+    finished.train_here("short, validated", [*SHORT, *every, "checkpoint.every=null"])
     plain, validated = read_metrics(finished.out("short")), read_metrics(finished.out("short, validated"))
     assert [line["loss"] for line in validated] == [line["loss"] for line in plain]
     assert [line["step"] for line in validated if "validation" in line] == [4, 8, 9]
