@@ -44,9 +44,9 @@ class ParallelSection(Section):
     stages: list[int] | None = Field(None, description="layers of each of the pp x vp stages; equal where it is not given")
 
     def describe(self) -> str:
-        """As in "tp4 pp8 vp5"; "one GPU" where nothing is split."""
-        sizes = {"tp": self.tp, "pp": self.pp, "vp": self.vp}
-        return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one GPU"
+        """As in "TP4 PP8 VP5"; "one process" where nothing is split."""
+        sizes = {"TP": self.tp, "PP": self.pp, "VP": self.vp}
+        return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one process"
 
 
 class PrecisionSection(Section):

@@ -46,13 +46,10 @@ def write_report(
 
 
 def _page(run: RunConfig, values: dict[str, Any], before: Score, after: Score, prompts: list[str]) -> str:
-    layout = " &times; ".join(
-        f"{name.upper()}{size}" for name, size in values["parallel"].items() if name != "stages" and size > 1
-    )
     steps = len(values["train_loss"])
     facts = (
         f"{steps} steps of {run.train.global_batch * run.data.seq_length:,} tokens",
-        f"{layout or 'one process'}, {values['precision']}, distributed optimizer",
+        f"{run.parallel.describe()}, {values['precision']}, distributed optimizer",
         f"{values['seconds'] / 60:.1f} minutes, {values['peak_rss_gb']:.1f} GB of memory",
     )
     return _PAGE.substitute(

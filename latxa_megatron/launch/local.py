@@ -16,7 +16,7 @@ _CPU_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
 }
 """Huge pages for CPU tensors, and their memory kept for the next ones. By default glibc hands each large tensor back to the
-kernel, which clears its pages anew for the next: nearly half of a step's time, by perf, in a virtual machine."""
+kernel, which clears its pages anew for the next; and clearing is slow in a virtual machine."""
 
 _STOPPING: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "shutdown_timeout": 1800}
 """Signals that the agent hands on to the workers, and the seconds that they then have to end their step and save."""

@@ -53,6 +53,8 @@ def _check_data(run: RunConfig, shape: LlamaShape) -> None:
     unit = run.parallel.tp * (16 if run.precision.fp8 != "none" else 1)
     if run.data.seq_length % unit:
         raise LatxaError(f"data.seq_length: {run.data.seq_length} is not a multiple of {unit} (tp, times 16 for FP8)")
+    if run.data.seq_length > shape.max_positions:
+        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
     plan = _check_plan("data.plan", run.data.plan, run, shape)
     for name, path in run.validation.plans.items():
         _check_plan(f"validation.plans.{name}", path, run, shape)
@@ -70,8 +72,6 @@ def _check_plan(key: str, path: Path, run: RunConfig, shape: LlamaShape) -> Pack
         raise LatxaError(
             f"data.seq_length: is {run.data.seq_length}, but {path} ({key}) was packed for {plan.seq_length}; pack again"
         )
-    if run.data.seq_length > shape.max_positions:
-        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
     vocab = max(store.manifest["tokenizer"]["vocab_size"] for store in plan.stores)
     if vocab > shape.vocab:
         raise LatxaError(f"{key}: its tokens go up to {vocab - 1}, but the model's vocabulary has {shape.vocab}")

@@ -19,7 +19,7 @@ from latxa_megatron.train.metrics import MetricsLog
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
 from latxa_megatron.train.stop import StopSignals
-from latxa_megatron.train.validate import Validation, validate
+from latxa_megatron.train.validate import validate, validation_sets
 
 Watch = Callable[[int, int, StepResult], None]
 """Called on rank 0 after each step with (steps done, steps in all, result)."""
@@ -31,18 +31,18 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> bo
     SIGTERM and SIGUSR1 end it after the step under way, with a checkpoint; then, and only then, the result is False.
     Raises LatxaError for a run that cannot work, before any model is built.
     """
-    with connected(), _alone(run):
+    with connected():
         check_run(run, dist.get_world_size())
-        job = set_up(run)
-        with StopSignals() as stop:
-            return _train(job, stop, watch)
+        with _alone(run):
+            job = set_up(run)
+            with StopSignals() as stop:
+                return _train(job, stop, watch)
 
 
 @contextmanager
 def _alone(run: RunConfig) -> Iterator[None]:
     """Keep a second start of the run out while processes of a killed one are still at work. Rank 0 holds the lock for all."""
     if dist.get_rank() == 0:
-        check_run(run, dist.get_world_size())
         run.out.mkdir(parents=True, exist_ok=True)
         with locked(run.out, "training this run"):
             yield
@@ -52,7 +52,7 @@ def _alone(run: RunConfig) -> Iterator[None]:
 
 def _train(job: Job, stop: StopSignals, watch: Watch) -> bool:
     run = job.run
-    validation = Validation.of(run)
+    sets = validation_sets(run)
     log = MetricsLog(run.out, job.start) if dist.get_rank() == 0 else None
     for step in range(job.start, job.total):
         began = time.perf_counter()
@@ -65,7 +65,7 @@ def _train(job: Job, stop: StopSignals, watch: Watch) -> bool:
             )
         seconds = time.perf_counter() - began
         last = step + 1 == job.total
-        scores = validate(job, validation) if validation.sets and (last or (step + 1) % run.validation.every == 0) else {}
+        scores = validate(job, sets) if sets and (last or (step + 1) % run.validation.every == 0) else {}
         if log:
             log.write({**_line(job, step, result, seconds), **({"validation": scores} if scores else {})})
             watch(step + 1, job.total, result)

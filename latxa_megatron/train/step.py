@@ -1,5 +1,6 @@
 """One optimizer step: microbatches of a plan's samples through megatron-core's pipeline schedule."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from latxa_megatron.config import TrainSection
+from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import Batch, PackedDataset
 from latxa_megatron.model import device
 from latxa_megatron.model.neftune import Neftune
@@ -41,11 +42,19 @@ class Microbatch(NamedTuple):
     counted: int
 
 
-def samples_of_step(section: TrainSection, step: int, rank: int, ranks: int) -> Iterator[Microbatch]:
-    """The microbatches of data-parallel rank `rank` of `ranks`, in order."""
-    first = step * section.global_batch
-    for start in range(rank * section.micro_batch, section.global_batch, ranks * section.micro_batch):
-        yield Microbatch([first + start + i for i in range(section.micro_batch)], section.micro_batch)
+def deal(first: int, last: int, run: RunConfig) -> list[Microbatch]:
+    """This data-parallel rank's microbatches of samples first to last - 1: in order, one to each rank in turn.
+
+    Each sample is counted once over all ranks. Where they do not divide, as in validation, sample `first` fills up uncounted.
+    """
+    size, ranks = run.train.micro_batch, parallel_state.get_data_parallel_world_size()
+    unit = ranks * (run.parallel.pp if run.parallel.vp > 1 else 1)  # the interleaved schedule wants multiples of pp
+    count = math.ceil((last - first) / size / unit) * unit
+    dealt = []
+    for number in range(parallel_state.get_data_parallel_rank(), count, ranks):
+        numbers = list(range(first + number * size, min(first + (number + 1) * size, last)))
+        dealt.append(Microbatch(numbers + [first] * (size - len(numbers)), len(numbers)))
+    return dealt
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -117,13 +126,12 @@ class Reader:
 
 def train_step(job: Job, step: int) -> StepResult:
     """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank."""
-    section = job.run.train
-    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    batch = job.run.train.global_batch
     for chunk in job.model:
         chunk.zero_grad_buffer()
     job.state.optimizer.zero_grad()
     reader = Reader(job.dataset)
-    total = forward_backward(job, reader, list(samples_of_step(section, step, rank, ranks)))
+    total = forward_backward(job, reader, deal(step * batch, (step + 1) * batch, job.run))
     _, grad_norm, _ = job.state.optimizer.step()
     loss, tokens = total.tolist()
     return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds)

@@ -12,63 +12,57 @@ from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.data.tokenizer import Tokenizer
 from latxa_megatron.model import device
 from latxa_megatron.train.setup import Job
-from latxa_megatron.train.step import Microbatch, Reader, forward_backward
+from latxa_megatron.train.step import Microbatch, Reader, deal, forward_backward
 
 
 @dataclass(frozen=True)
-class Validation:
-    """The sets of a run, by name, and the bytes of text behind each token id (none where the run has no tokenizer)."""
+class ValidationSet:
+    """A whole plan. text_bytes: those behind its trained labels, over all ranks; None where the run has no tokenizer."""
 
-    sets: dict[str, PackedDataset]
-    token_bytes: torch.Tensor | None
-
-    @classmethod
-    def of(cls, run: RunConfig) -> "Validation":
-        sets = {name: PackedDataset(plan) for name, plan in run.validation.plans.items()}
-        known = sets and (run.tokenizer / "tokenizer.json").is_file()
-        return cls(sets, torch.from_numpy(Tokenizer(run.tokenizer).bytes_of_tokens()) if known else None)
+    dataset: PackedDataset
+    microbatches: list[Microbatch]
+    text_bytes: int | None
 
 
-def validate(job: Job, validation: Validation) -> dict[str, dict[str, float]]:
+def validation_sets(run: RunConfig) -> dict[str, ValidationSet]:
+    """The sets of a run, by name; reads each once to count its bytes. All ranks call it, when they are laid out."""
+    if not run.validation.plans:
+        return {}
+    known = (run.tokenizer / "tokenizer.json").is_file()
+    token_bytes = torch.from_numpy(Tokenizer(run.tokenizer).bytes_of_tokens()) if known else None
+    found = {}
+    for name, plan in run.validation.plans.items():
+        dataset = PackedDataset(plan)
+        microbatches = deal(0, len(dataset), run)
+        text_bytes = None if token_bytes is None else _text_bytes(Reader(dataset), microbatches, token_bytes)
+        found[name] = ValidationSet(dataset, microbatches, text_bytes)
+    return found
+
+
+def _text_bytes(reader: Reader, microbatches: list[Microbatch], token_bytes: torch.Tensor) -> int:
+    total = torch.zeros(1, dtype=torch.int64)
+    for batch in map(reader.batch, microbatches):
+        total += (token_bytes[batch.labels] * batch.loss_mask.bool()).sum()
+    total = total.to(device.device())
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return int(total)
+
+
+def validate(job: Job, sets: dict[str, ValidationSet]) -> dict[str, dict[str, float]]:
     """{set: {"loss": nats per trained token, "bits_per_byte": ...}} of the model as it is. All ranks call it."""
     for chunk in job.model:
         chunk.eval()
     try:
         with torch.no_grad():
-            return {name: _score(job, dataset, validation.token_bytes) for name, dataset in validation.sets.items()}
+            return {name: _score(job, each) for name, each in sets.items()}
     finally:
         for chunk in job.model:
             chunk.train()
 
 
-def _score(job: Job, dataset: PackedDataset, token_bytes: torch.Tensor | None) -> dict[str, float]:
-    microbatches = _microbatches(job.run, len(dataset))
-    nats, tokens = forward_backward(job, Reader(dataset), microbatches, forward_only=True).tolist()
+def _score(job: Job, each: ValidationSet) -> dict[str, float]:
+    nats, tokens = forward_backward(job, Reader(each.dataset), each.microbatches, forward_only=True).tolist()
     score = {"loss": nats / max(tokens, 1)}
-    if token_bytes is not None:
-        score["bits_per_byte"] = nats / math.log(2) / max(_bytes(dataset, microbatches, token_bytes), 1)
+    if each.text_bytes:
+        score["bits_per_byte"] = nats / math.log(2) / each.text_bytes
     return score
-
-
-def _microbatches(run: RunConfig, samples: int) -> list[Microbatch]:
-    """This data-parallel rank's share: each sample once over all ranks; sample 0 fills up, uncounted, what is left over."""
-    size, ranks = run.train.micro_batch, parallel_state.get_data_parallel_world_size()
-    unit = ranks * (run.parallel.pp if run.parallel.vp > 1 else 1)  # the interleaved schedule wants multiples of pp
-    count = math.ceil(samples / size / unit) * unit
-    found = []
-    for number in range(parallel_state.get_data_parallel_rank(), count, ranks):
-        numbers = list(range(min(number * size, samples), min((number + 1) * size, samples)))
-        found.append(Microbatch(numbers + [0] * (size - len(numbers)), counted=len(numbers)))
-    return found
-
-
-def _bytes(dataset: PackedDataset, microbatches: list[Microbatch], token_bytes: torch.Tensor) -> int:
-    """Bytes of text behind the trained labels of all ranks."""
-    total = torch.zeros(1, dtype=torch.int64)
-    for samples, counted in microbatches:
-        if counted:
-            batch = dataset.batch(samples[:counted])
-            total += (token_bytes[batch.labels] * batch.loss_mask.bool()).sum()
-    total = total.to(device.device())
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    return int(total)

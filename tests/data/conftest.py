@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from latxa_megatron.data import sources
+from latxa_megatron.data.tokenizer import Tokenizer
 
 LLAMA_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -117,3 +118,13 @@ def llama_tokenizer(tmp_path_factory, llama_ranks) -> Path:
     directory = tmp_path_factory.mktemp("llama-tokenizer")
     fast.save_pretrained(str(directory))
     return directory
+
+
+@pytest.fixture(scope="module")
+def smollm(smollm_tokenizer) -> Tokenizer:
+    return Tokenizer(smollm_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def llama(llama_tokenizer) -> Tokenizer:
+    return Tokenizer(llama_tokenizer)

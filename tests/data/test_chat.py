@@ -41,16 +41,6 @@ def check(tokenizer: Tokenizer, messages: list[dict[str, str]], *pieces: tuple[l
     assert all(end < start for (_, end), (start, _) in zip(found.spans, found.spans[1:], strict=False))
 
 
-@pytest.fixture(scope="module")
-def smollm(smollm_tokenizer):
-    return Tokenizer(smollm_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def llama(llama_tokenizer):
-    return Tokenizer(llama_tokenizer)
-
-
 def test_smollm_one_turn_with_the_templates_own_system_text(smollm):
     check(
         smollm,

@@ -23,16 +23,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def llama(llama_tokenizer):
-    return Tokenizer(llama_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def smollm(smollm_tokenizer):
-    return Tokenizer(smollm_tokenizer)
-
-
 def test_llamas_tokens_are_those_that_its_model_knows(llama):
     assert llama.vocab_size == 128256
     assert llama.bos_id == 128000
@@ -145,7 +135,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["llama", "smollm"])
 def test_the_bytes_of_a_texts_tokens_are_its_bytes(name, request):
-    tokenizer = Tokenizer(request.getfixturevalue(f"{name}_tokenizer"))
+    tokenizer = request.getfixturevalue(name)
     sizes = tokenizer.bytes_of_tokens()
     for text in ("Kaixo, mundua!", "Ñabar \u00f1 \u65e5\u672c\u8a9e \U0001f40f\n\n  bat", "123456 elektriko\t"):
         ids = tokenizer.encode_documents([text])[0]
