@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from latxa_megatron import recipes
 from latxa_megatron.errors import LatxaError
@@ -51,8 +51,29 @@ class ParallelSection(Section):
 
 class PrecisionSection(Section):
     dtype: Literal["bf16", "fp32"] = "bf16"
-    fp8: Literal["none", "tensorwise"] = Field("none", description="Transformer Engine FP8 recipe; needs an H100 or newer")
+    fp8: Literal["none", "tensorwise", "delayed", "blockwise", "mxfp8"] = Field(
+        "none", description="Transformer Engine FP8 recipe; needs an H100 or newer, and mxfp8 a B200 or newer"
+    )
+    fp8_params: bool = Field(False, description="the layers' weights are kept in FP8, beside the optimizer's in fp32")
+    fp8_head: bool = Field(False, description="the output head is computed in FP8 too")
+    fp8_attention: bool = Field(False, description="attention's two products in FP8 too")
+    bf16_layers: list[NonNegativeInt] = Field(
+        [0, 0], min_length=2, max_length=2, description="so many first and last layers stay in bf16 under fp8"
+    )
     gradients: Literal["fp32", "bf16"] = Field("fp32", description="what gradients are summed in")
+
+    def check(self) -> None:
+        """Raise ValueError for what does not go together."""
+        if self.dtype == "fp32" and self.gradients == "bf16":
+            raise ValueError("precision.gradients: bf16 sums go with bf16 weights; set it to fp32")
+        if self.fp8 == "none":
+            for name in ("fp8_params", "fp8_head", "fp8_attention"):
+                if getattr(self, name):
+                    raise ValueError(f"precision.{name}: goes with an FP8 recipe, and precision.fp8 is none")
+        elif self.dtype == "fp32":
+            raise ValueError("precision.dtype: FP8 products go with bf16 weights; set it to bf16")
+        if self.fp8 == "delayed" and (self.fp8_head or any(self.bf16_layers)):
+            raise ValueError("precision.fp8: delayed scaling is for all layers and no head; choose tensorwise")
 
 
 class OptimizerSection(Section):
@@ -129,10 +150,7 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if self.parallel.vp > 1 and self.parallel.pp == 1:
             raise ValueError("parallel.vp: virtual stages need parallel.pp of at least 2")
-        if self.precision.dtype == "fp32" and self.precision.gradients == "bf16":
-            raise ValueError("precision.gradients: bf16 sums go with bf16 weights; set it to fp32")
-        if self.precision.fp8 != "none" and self.precision.dtype == "fp32":
-            raise ValueError("precision.dtype: FP8 products go with bf16 weights; set it to bf16")
+        self.precision.check()
         if self.train.global_batch % self.train.micro_batch:
             raise ValueError("train.global_batch: is not a multiple of train.micro_batch")
         return self

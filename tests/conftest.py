@@ -1,8 +1,10 @@
-"""Fixtures that every room's tests may use. The tests run on the CPU, also where there is a GPU."""
+"""Fixtures that every room's tests may use. The tests run on the CPU, also where there is a GPU, but for tests/gpu."""
 
 import os
+import sys
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
+if "gpu" not in sys.argv:  # python -m pytest -m gpu tests/gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
 
 from pathlib import Path
 

@@ -270,6 +270,22 @@ def test_gradients_are_not_summed_in_less_than_the_weights(run_file):
     assert "precision.gradients" in message(run_file(), ["precision.dtype=fp32", "precision.gradients=bf16"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["fp8_head=true"], "precision.fp8_head: goes with an FP8 recipe"),
+        (["fp8_params=true"], "precision.fp8_params: goes with an FP8 recipe"),
+        (["fp8=tensorwise", "dtype=fp32"], "precision.dtype: FP8 products go with bf16 weights"),
+        (["fp8=delayed", "fp8_head=true"], "precision.fp8: delayed scaling is for all layers"),
+        (["fp8=delayed", "bf16_layers=[1, 1]"], "precision.fp8: delayed scaling is for all layers"),
+        (["bf16_layers=[1]"], "precision.bf16_layers: "),
+        (["bf16_layers=[1, -1]"], "precision.bf16_layers"),
+    ],
+)
+def test_what_does_not_go_with_an_fp8_recipe(overrides, expected, run_file):
+    assert expected in message(run_file(), [f"precision.{override}" for override in overrides])
+
+
 def test_a_recipe_that_does_not_ship_is_refused():
     with pytest.raises(LatxaError, match="there is no recipe 'demos'"):
         recipes.path("demos")

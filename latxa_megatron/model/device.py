@@ -18,7 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from latxa_megatron.model import fused_wgrad
 
 _CPU = torch.device("cpu")
 
@@ -37,6 +40,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else _CPU
 
 
+def to_device(tensor: Tensor) -> Tensor:
+    """A CPU tensor on this process's device. The copy to a GPU waits for nothing that goes on there."""
+    return tensor.pin_memory().to(device(), non_blocking=True) if on_gpu() else tensor
+
+
 def release_unused() -> None:
     """Give memory that was freed, and is kept for the next tensors, back to the system: CUDA's cache, or glibc's heap."""
     if on_gpu():
@@ -48,7 +56,10 @@ def release_unused() -> None:
 def prepare() -> None:
     """Make megatron-core usable on this machine. Must run before megatron-core is imported; runs once."""
     global _mode
-    if _mode is not None or on_gpu():
+    if on_gpu():
+        fused_wgrad.prepare()
+        return
+    if _mode is not None:
         return
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # megatron-core compiles small functions, for GPUs
     _replace_cuda_functions()

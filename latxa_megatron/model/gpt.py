@@ -23,11 +23,6 @@ def transformer_config(
     """megatron-core's configuration: no biases, no dropout, loss summed over tokens."""
     gpu, te = device.on_gpu(), device.has_transformer_engine()
     interleaved = layout.vp > 1
-    fp8: dict[str, Any] = {}
-    if precision.fp8 != "none":
-        if not te:
-            raise LatxaError(f"precision.fp8: {precision.fp8} needs a GPU and Transformer Engine; set it to none")
-        fp8 = {"fp8": "hybrid", "fp8_recipe": precision.fp8}
     saved: dict[str, Any] = {}
     if recompute == "selective":
         saved = {"recompute_granularity": "selective"}
@@ -67,12 +62,30 @@ def transformer_config(
         bias_activation_fusion=gpu,
         bias_dropout_fusion=gpu,
         apply_rope_fusion=te,
+        cross_entropy_loss_fusion=te,
+        cross_entropy_fusion_impl="te" if te else "native",
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
-        **fp8,
+        gradient_accumulation_fusion=te,
+        **_fp8(precision),
         **saved,
     )
+
+
+def _fp8(precision: Precision) -> dict[str, Any]:
+    if precision.fp8 == "none":
+        return {}
+    if not device.has_transformer_engine():
+        raise LatxaError(f"precision.fp8: {precision.fp8} needs a GPU and Transformer Engine; set it to none")
+    options: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": precision.fp8, "fp8_param": precision.fp8_params}
+    if precision.fp8 == "delayed":
+        options.update(fp8_amax_history_len=1024, fp8_amax_compute_algo="max")
+    if precision.fp8_attention:
+        options.update(fp8_dot_product_attention=True)
+    if any(precision.bf16_layers):
+        first, last = precision.bf16_layers
+        options.update(first_last_layers_bf16=True, num_layers_at_start_in_bf16=first, num_layers_at_end_in_bf16=last)
+    return options
 
 
 def build_model(shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none") -> list[GPTModel]:
@@ -83,6 +96,12 @@ def build_model(shape: LlamaShape, layout: Layout, precision: Precision, recompu
     check_layout(shape, layout)
     config = transformer_config(shape, layout, precision, recompute)
     chunks = [_chunk(shape, config, i if layout.vp > 1 else None) for i in range(layout.vp)]
+    if precision.fp8 != "none":
+        from latxa_megatron.model import fp8  # needs Transformer Engine
+
+        fp8.cast_weights_without_transpose()
+        if precision.fp8_head and chunks[-1].post_process:
+            fp8.replace_head(chunks[-1], shape.vocab)
     return [chunk.to(device.device()) for chunk in chunks]
 
 

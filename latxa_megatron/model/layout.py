@@ -30,11 +30,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Precision:
-    """bf16 or fp32 parameters, the type that gradients are summed in, and Transformer Engine's FP8 recipe ("none" for no FP8)."""
+    """bf16 or fp32 parameters, the type that gradients are summed in, and what Transformer Engine does in FP8.
+
+    fp8: its recipe, "none" for no FP8. fp8_params keeps the layers' weights in FP8; fp8_head and fp8_attention compute the output
+    head and attention in it; so many first and last layers as bf16_layers says stay out of it.
+    """
 
     dtype: torch.dtype = torch.bfloat16
     gradients: torch.dtype = torch.float32
     fp8: str = "none"
+    fp8_params: bool = False
+    fp8_head: bool = False
+    fp8_attention: bool = False
+    bf16_layers: tuple[int, int] = (0, 0)
 
 
 def check_layout(shape: LlamaShape, layout: Layout) -> None:

@@ -20,7 +20,10 @@ def layout(run: RunConfig) -> Layout:
 
 def precision(run: RunConfig) -> Precision:
     p = run.precision
-    return Precision(_DTYPES[p.dtype], _DTYPES[p.gradients], p.fp8)
+    first, last = p.bf16_layers
+    return Precision(
+        _DTYPES[p.dtype], _DTYPES[p.gradients], p.fp8, p.fp8_params, p.fp8_head, p.fp8_attention, bf16_layers=(first, last)
+    )
 
 
 def steps(run: RunConfig, samples: int) -> int:
@@ -32,6 +35,11 @@ def check_run(run: RunConfig, world_size: int) -> None:
     """Raise LatxaError with the reason and the mend if the run cannot work on world_size ranks."""
     shape = LlamaShape.from_hf(run.model.hf)
     check_layout(shape, layout(run))
+    if run.precision.fp8_head and (shape.tied or shape.vocab // run.parallel.tp % 16):
+        why = "shares its weights with the embedding" if shape.tied else f"has {shape.vocab} rows, not a multiple of 16 x tp"
+        raise LatxaError(f"precision.fp8_head: the head of {run.model.hf} {why}; set it to false")
+    if sum(run.precision.bf16_layers) > shape.layers:
+        raise LatxaError(f"precision.bf16_layers: {run.precision.bf16_layers} are more than the model's {shape.layers} layers")
     ranks = run.parallel.tp * run.parallel.pp
     if world_size % ranks:
         raise LatxaError(f"parallel: tp x pp is {ranks}, and {world_size} processes do not divide by it")

@@ -28,6 +28,7 @@ def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataPa
         grad_reduce_in_fp32=precision.gradients == torch.float32,
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
+        fp8_param_gather=precision.fp8_params,
     )
     model = [DistributedDataParallel(config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
     if overlap:

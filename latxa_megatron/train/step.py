@@ -63,21 +63,21 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     With Transformer Engine the samples are laid end to end as one sequence in THD format; megatron-core's own attention
     gets a block-diagonal causal mask, bool [b, 1, s, s], true where attention is forbidden.
     """
-    to = device.device()
+    to = device.to_device
     if not device.has_transformer_engine():
         return {
-            "input_ids": batch.tokens.to(to),
-            "position_ids": batch.position_ids.to(to),
-            "attention_mask": _block_diagonal_mask(batch).to(to),
-            "labels": batch.labels.to(to),
+            "input_ids": to(batch.tokens),
+            "position_ids": to(batch.position_ids),
+            "attention_mask": to(_block_diagonal_mask(batch)),
+            "labels": to(batch.labels),
         }
-    borders = batch.cu_seqlens.to(to, non_blocking=True)
+    borders = to(batch.cu_seqlens)
     longest = int((batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).max())
     return {
-        "input_ids": batch.tokens.view(1, -1).to(to, non_blocking=True),
-        "position_ids": batch.position_ids.view(1, -1).to(to, non_blocking=True),
+        "input_ids": to(batch.tokens).view(1, -1),
+        "position_ids": to(batch.position_ids).view(1, -1),
         "attention_mask": None,
-        "labels": batch.labels.view(1, -1).to(to, non_blocking=True),
+        "labels": to(batch.labels).view(1, -1),
         "packed_seq_params": PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=borders,
@@ -106,7 +106,7 @@ def _sum_of_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, d
 def _forward(noise: Neftune, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
     batch = next(batches)
     noise.begin(batch.samples, batch.cu_seqlens)
-    return model(**model_inputs(batch)), partial(_sum_of_losses, batch.loss_mask.to(device.device()))
+    return model(**model_inputs(batch)), partial(_sum_of_losses, device.to_device(batch.loss_mask))
 
 
 class Reader:

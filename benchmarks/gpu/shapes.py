@@ -1,0 +1,73 @@
+"""Llama shapes with random weights, and runs of them through `latxa` as users start it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SIZES_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
+SIZES_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+SHAPES: dict[str, dict[str, int]] = {
+    "70B-shaped, 4 layers": {**SIZES_70B, "num_hidden_layers": 4},
+    "70B-shaped, 8 layers": {**SIZES_70B, "num_hidden_layers": 8},
+    "8B-shaped, 4 layers": {**SIZES_8B, "num_hidden_layers": 4},
+    "8B-shaped, 8 layers": {**SIZES_8B, "num_hidden_layers": 8},
+    "Llama-3.1-8B": {**SIZES_8B, "num_hidden_layers": 32},
+}
+
+
+def latxa(*arguments: object) -> str:
+    """What a `latxa` command prints. Raises RuntimeError with its last words where it fails."""
+    command = [sys.executable, "-m", "latxa_megatron", *map(str, arguments)]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr + done.stdout)[-6000:])
+    return done.stdout
+
+
+def file_name(words: str) -> str:
+    return re.sub(r"\W+", "-", words)
+
+
+def write_shape(directory: Path, shape: str) -> Path:
+    """A Hugging Face directory with nothing but config.json."""
+    hf = directory / file_name(shape)
+    hf.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        **SHAPES[shape],
+    }
+    (hf / "config.json").write_text(json.dumps(config))
+    return hf
+
+
+def run_shape(out: Path, name: str, shape: str, plan: Path, overrides: list[str], *, gpus: int = 1) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run of `shape` on a pack plan, through `latxa launch local`."""
+    from latxa_megatron.data.plan import PackPlan
+
+    directory = out / file_name(f"{shape} {name}")
+    directory.mkdir(parents=True, exist_ok=True)
+    run = {
+        "name": "benchmark",
+        "out": str(directory),
+        "model": {"hf": str(write_shape(out, shape))},
+        "data": {"store": "unused", "plan": str(plan), "seq_length": PackPlan(plan).seq_length},
+        "train": {"global_batch": 16},
+        "optimizer": {"lr": 1e-5},
+        "checkpoint": {"every": None},
+    }
+    file = directory / "run.yaml"
+    file.write_text(yaml.safe_dump(run))
+    latxa("launch", "local", file, "--nproc", gpus, *overrides)
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
