@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from latxa_megatron.config import CheckpointSection, RunConfig
+from latxa_megatron.config import RunConfig
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import locked
+from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train.check import check_run
 from latxa_megatron.train.distributed import connected
 from latxa_megatron.train.flops import training_flops

@@ -11,8 +11,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from latxa_megatron.config import OptimizerSection
 from latxa_megatron.model.layout import Precision
+from latxa_megatron.sections import OptimizerSection
 
 
 def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataParallel]:

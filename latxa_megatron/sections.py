@@ -1,0 +1,109 @@
+"""The sections of a run file, each a class; an unknown key or a wrong type in one is refused by name."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    hf: Path = Field(description="Hugging Face directory of the backbone: sizes, tokenizer and chat template")
+    checkpoint: Path | None = Field(None, description="Megatron checkpoint whose weights training starts from")
+
+
+class SourceSection(Section):
+    paths: list[str] = Field(min_length=1, description="JSONL files or globs")
+    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each document is seen; 0.5 takes half of them")
+    hold_out: Share = Field(0.0, description="share of the documents kept out of training, chosen by a hash of their id")
+
+
+class DataSection(Section):
+    sources: dict[str, SourceSection] = Field(default_factory=dict, description="what `latxa data build` reads")
+    tokenizer: Path | None = Field(None, description="directory of the tokenizer; model.hf where it is not given")
+    store: Path = Field(description="token store; data/NAME/store where it is not given, NAME being the run's")
+    plan: Path = Field(description="pack plan; data/NAME/plan where it is not given")
+    seq_length: PositiveInt = 8192
+
+
+class ParallelSection(Section):
+    tp: PositiveInt = Field(1, description="tensor parallel, with sequence parallelism from 2 on")
+    pp: PositiveInt = Field(1, description="pipeline parallel")
+    vp: PositiveInt = Field(1, description="virtual pipeline stages (model chunks) on each pipeline rank")
+    stages: list[int] | None = Field(None, description="layers of each of the pp x vp stages; equal where it is not given")
+
+    def describe(self) -> str:
+        """As in "TP4 PP8 VP5"; "one process" where nothing is split."""
+        sizes = {"TP": self.tp, "PP": self.pp, "VP": self.vp}
+        return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one process"
+
+
+class PrecisionSection(Section):
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    fp8: Literal["none", "tensorwise", "delayed", "blockwise", "mxfp8"] = Field(
+        "none", description="Transformer Engine FP8 recipe; needs an H100 or newer, and mxfp8 a B200 or newer"
+    )
+    fp8_params: bool = Field(False, description="the layers' weights are kept in FP8, beside the optimizer's in fp32")
+    fp8_head: bool = Field(False, description="the output head is computed in FP8 too")
+    fp8_attention: bool = Field(False, description="attention's two products in FP8 too")
+    bf16_layers: list[NonNegativeInt] = Field(
+        [0, 0], min_length=2, max_length=2, description="so many first and last layers stay in bf16 under fp8"
+    )
+    gradients: Literal["fp32", "bf16"] = Field("fp32", description="what gradients are summed in")
+
+    def check(self) -> None:
+        """Raise ValueError for what does not go together."""
+        if self.dtype == "fp32" and self.gradients == "bf16":
+            raise ValueError("precision.gradients: bf16 sums go with bf16 weights; set it to fp32")
+        if self.fp8 == "none":
+            for name in ("fp8_params", "fp8_head", "fp8_attention"):
+                if getattr(self, name):
+                    raise ValueError(f"precision.{name}: goes with an FP8 recipe, and precision.fp8 is none")
+        elif self.dtype == "fp32":
+            raise ValueError("precision.dtype: FP8 products go with bf16 weights; set it to bf16")
+        if self.fp8 == "delayed" and (self.fp8_head or any(self.bf16_layers)):
+            raise ValueError("precision.fp8: delayed scaling is for all layers and no head; choose tensorwise")
+
+
+class OptimizerSection(Section):
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.33, description="final learning rate, as a share of lr")
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_grad: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 does not clip")
+
+
+class TrainSection(Section):
+    steps: PositiveInt | None = Field(None, description="optimizer steps; the whole plan once where it is not given")
+    global_batch: PositiveInt = Field(256, description="samples in a step")
+    micro_batch: PositiveInt = 1
+    recompute: Annotated[int, Field(gt=0, strict=True)] | Literal["none", "selective"] = Field(
+        "none",
+        description="activations computed again in backward: those of attention alone (selective), or N layers of each stage",
+    )
+    neftune_alpha: Annotated[float, Field(ge=0)] = Field(0, description="NEFTune noise on the embeddings; 0 adds none")
+    neftune_length: Literal["packed", "document"] = Field(
+        "packed", description="the L of NEFTune's alpha / sqrt(L d): a sample's positions, or a document's"
+    )
+    seed: int = 33
+
+
+class CheckpointSection(Section):
+    every: PositiveInt | None = Field(
+        100, description="steps between checkpoints; the last step always saves one; null saves none unless a signal asks"
+    )
+    keep: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
+
+
+class ValidationSection(Section):
+    plans: dict[str, Path] = Field(default_factory=dict, description="pack plans that are validated on, whole, by name")
+    every: PositiveInt = Field(100, description="steps between validations; the last step always has one")
