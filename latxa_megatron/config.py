@@ -13,6 +13,7 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.sections import (
     CheckpointSection,
     DataSection,
+    GuardSection,
     ModelSection,
     OptimizerSection,
     ParallelSection,
@@ -33,6 +34,7 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    guard: GuardSection = GuardSection()
     validation: ValidationSection = ValidationSection()
 
     @property

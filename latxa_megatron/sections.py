@@ -95,6 +95,7 @@ class TrainSection(Section):
         "packed", description="the L of NEFTune's alpha / sqrt(L d): a sample's positions, or a document's"
     )
     seed: int = 33
+    deterministic: bool = Field(False, description="the same bits each time on the same GPUs and layout; slower")
 
 
 class CheckpointSection(Section):
@@ -102,6 +103,19 @@ class CheckpointSection(Section):
         100, description="steps between checkpoints; the last step always saves one; null saves none unless a signal asks"
     )
     keep: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
+    keep_every: PositiveInt | None = Field(None, description="checkpoints at multiples of so many steps stay as well")
+    async_save: bool = Field(True, description="write beside the training that goes on; costs a copy of the state in host memory")
+
+
+class GuardSection(Section):
+    loss_spike: Annotated[float, Field(gt=1)] | None = Field(
+        3.0, description="a step whose loss is so many times the median of the last 100 is not applied; null allows any"
+    )
+    grad_norm_spike: Annotated[float, Field(gt=1)] | None = Field(100.0, description="the same for the gradient norm")
+    skips: NonNegativeInt = Field(3, description="steps in a row that may be passed over; the next one rolls back")
+    rollbacks: NonNegativeInt = Field(
+        2, description="how often a run may go back to its last checkpoint and leave out the samples since; then it stops"
+    )
 
 
 class ValidationSection(Section):

@@ -12,6 +12,8 @@ import yaml
 SIZES_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
 SIZES_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
 SHAPES: dict[str, dict[str, int]] = {
+    "small, 8 layers": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 8},
+    "8B-shaped, 2 layers": {**SIZES_8B, "num_hidden_layers": 2},
     "70B-shaped, 4 layers": {**SIZES_70B, "num_hidden_layers": 4},
     "70B-shaped, 8 layers": {**SIZES_70B, "num_hidden_layers": 8},
     "8B-shaped, 4 layers": {**SIZES_8B, "num_hidden_layers": 4},
@@ -52,8 +54,8 @@ def write_shape(directory: Path, shape: str) -> Path:
     return hf
 
 
-def run_shape(out: Path, name: str, shape: str, plan: Path, overrides: list[str], *, gpus: int = 1) -> list[dict[str, Any]]:
-    """metrics.jsonl of a run of `shape` on a pack plan, through `latxa launch local`."""
+def write_run(out: Path, name: str, shape: str, plan: Path) -> Path:
+    """The run file of a run of `shape` on a pack plan; its directory is the run's `out`."""
     from latxa_megatron.data.plan import PackPlan
 
     directory = out / file_name(f"{shape} {name}")
@@ -69,5 +71,15 @@ def run_shape(out: Path, name: str, shape: str, plan: Path, overrides: list[str]
     }
     file = directory / "run.yaml"
     file.write_text(yaml.safe_dump(run))
+    return file
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.with_name("metrics.jsonl").read_text().splitlines()]
+
+
+def run_shape(out: Path, name: str, shape: str, plan: Path, overrides: list[str], *, gpus: int = 1) -> list[dict[str, Any]]:
+    """metrics.jsonl of such a run, through `latxa launch local`."""
+    file = write_run(out, name, shape, plan)
     latxa("launch", "local", file, "--nproc", gpus, *overrides)
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(file)

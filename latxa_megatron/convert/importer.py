@@ -15,7 +15,7 @@ from latxa_megatron.convert.names import Row, rows
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, sha256, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
-from latxa_megatron.train import checkpoint
+from latxa_megatron.train import checkpoint, save
 from latxa_megatron.train.distributed import connected
 
 ORIGIN = "hf"
@@ -39,7 +39,7 @@ def import_hf(hf: Path, out: Path) -> Path:
             state = {row.mcore: _sharded(shape, row, tensors) for row in rows(shape)}
             _check_all_used(hf, shape, tensors)
             with connected():
-                checkpoint.write(final, {"model": state}, {"step": 0, "imported": identity})
+                save.write(final, {"model": state}, {"step": 0, "imported": identity})
     _keep_origin(hf, out / ORIGIN)
     write_atomically(out / checkpoint.TRACKER, "0\n")
     return final

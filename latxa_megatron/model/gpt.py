@@ -18,7 +18,7 @@ Recompute: TypeAlias = int | Literal["none", "selective"]
 
 
 def transformer_config(
-    shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none"
+    shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none", *, deterministic: bool = False
 ) -> TransformerConfig:
     """megatron-core's configuration: no biases, no dropout, loss summed over tokens."""
     gpu, te = device.on_gpu(), device.has_transformer_engine()
@@ -62,11 +62,12 @@ def transformer_config(
         bias_activation_fusion=gpu,
         bias_dropout_fusion=gpu,
         apply_rope_fusion=te,
-        cross_entropy_loss_fusion=te,
+        cross_entropy_loss_fusion=te and not deterministic,
         cross_entropy_fusion_impl="te" if te else "native",
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=te,
+        deterministic_mode=deterministic,
         **_fp8(precision),
         **saved,
     )
@@ -88,13 +89,15 @@ def _fp8(precision: Precision) -> dict[str, Any]:
     return options
 
 
-def build_model(shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none") -> list[GPTModel]:
+def build_model(
+    shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none", *, deterministic: bool = False
+) -> list[GPTModel]:
     """This rank's model chunks: one, or layout.vp of them, on its device, with random weights.
 
     torch.distributed and megatron-core's parallel state must be initialized. Raises LatxaError for an impossible layout.
     """
     check_layout(shape, layout)
-    config = transformer_config(shape, layout, precision, recompute)
+    config = transformer_config(shape, layout, precision, recompute, deterministic=deterministic)
     chunks = [_chunk(shape, config, i if layout.vp > 1 else None) for i in range(layout.vp)]
     if precision.fp8 != "none":
         from latxa_megatron.model import fp8  # needs Transformer Engine

@@ -12,6 +12,16 @@ from megatron.core import parallel_state, tensor_parallel
 from latxa_megatron.model import device
 from latxa_megatron.model.layout import Layout
 
+_SAME_BITS = {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""What NCCL, Transformer Engine and cuBLAS must find in the environment when they start, to compute the same bits each time."""
+
+
+def compute_same_bits(wanted: bool) -> None:
+    """Have every library choose deterministic algorithms, or leave the choice to them. Must come before connect()."""
+    torch.use_deterministic_algorithms(wanted)
+    if wanted:
+        os.environ.update(_SAME_BITS)
+
 
 @contextmanager
 def connected() -> Iterator[None]:

@@ -1,9 +1,9 @@
 """Training, from a run to its last checkpoint."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import locked
 from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train.check import check_run
-from latxa_megatron.train.distributed import connected
+from latxa_megatron.train.distributed import compute_same_bits, connected
 from latxa_megatron.train.flops import training_flops
+from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.metrics import MetricsLog
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
@@ -32,6 +33,7 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> bo
     SIGTERM and SIGUSR1 end it after the step under way, with a checkpoint; then, and only then, the result is False.
     Raises LatxaError for a run that cannot work, before any model is built.
     """
+    compute_same_bits(run.train.deterministic)
     with connected():
         check_run(run, dist.get_world_size())
         with _alone(run):
@@ -52,44 +54,62 @@ def _alone(run: RunConfig) -> Iterator[None]:
 
 
 def _train(job: Job, stop: StopSignals, watch: Watch) -> bool:
-    run = job.run
+    run, patience = job.run, Patience(job.run.guard)
     sets = validation_sets(run)
     log = MetricsLog(run.out, job.start) if dist.get_rank() == 0 else None
+    ended, last = time.perf_counter(), True
     for step in range(job.start, job.total):
-        began = time.perf_counter()
+        pause, began = time.perf_counter() - ended, time.perf_counter()
         job.state.schedule.step(1)
         result = train_step(job, step)
-        if not math.isfinite(result.loss + result.grad_norm):
-            raise LatxaError(
-                f"step {step + 1}: the loss is {result.loss}, the gradient norm {result.grad_norm}; "
-                "start again from the last checkpoint with a lower optimizer.lr"
-            )
-        seconds = time.perf_counter() - began
+        if result.fault:  # once more: what the samples or the weights do comes again, what the hardware did hardly
+            result = replace(train_step(job, step), first_fault=result.fault)
+        ended = time.perf_counter()
+        action = patience.after(result.first_fault, result.fault, can_roll_back=job.can_roll_back)
         last = step + 1 == job.total
         scores = validate(job, sets) if sets and (last or (step + 1) % run.validation.every == 0) else {}
         if log:
-            log.write({**_line(job, step, result, seconds), **({"validation": scores} if scores else {})})
+            log.write(_line(job, step, result, ended - began, pause, action, scores))
             watch(step + 1, job.total, result)
+        if action == "rolled back":
+            job.roll_back(step + 1)
+        elif action == "stopped":
+            raise LatxaError(_report(job, step, result))
         stopping = stop.asked()
         if stopping or _save_is_due(run.checkpoint, step + 1, last):
             job.save(step + 1)
             stopping = stopping or stop.asked()  # while it was saved
+        else:
+            job.saver.poll()
         if stopping:
-            return last
-    return True
+            break
+    job.saver.finish()
+    return last
+
+
+def _report(job: Job, step: int, result: StepResult) -> str:
+    run = job.run
+    first, last = step * run.train.global_batch, (step + 1) * run.train.global_batch - 1
+    return (
+        f"step {step + 1}: {result.fault}; the {run.guard.skips} steps before it were passed over for the like. Its samples are "
+        f"{first} to {last} of {run.data.plan}. Start again from the last checkpoint with a lower optimizer.lr, or see what "
+        "`latxa data inspect` shows of the samples"
+    )
 
 
 def _save_is_due(section: CheckpointSection, step: int, last: bool) -> bool:
     return section.every is not None and (last or step % section.every == 0)
 
 
-def _line(job: Job, step: int, result: StepResult, seconds: float) -> dict[str, Any]:
+def _line(
+    job: Job, step: int, result: StepResult, seconds: float, pause: float, action: str | None, scores: dict[str, Any]
+) -> dict[str, Any]:
     """What metrics.jsonl says of a step (from 0): docs/formats.md has each key with its unit."""
     run, ranks = job.run, dist.get_world_size()
     first, last = step * run.train.global_batch, (step + 1) * run.train.global_batch
     positions = run.train.global_batch * run.data.seq_length
     flops = training_flops(job.shape, job.dataset.document_positions(first, last))
-    return {
+    line = {
         "step": step + 1,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
@@ -97,8 +117,14 @@ def _line(job: Job, step: int, result: StepResult, seconds: float) -> dict[str, 
         "trained_tokens": result.trained_tokens,
         "positions": positions,
         "seconds": seconds,
+        "pause": pause,
         "data_wait": result.data_wait,
         "positions_per_second": positions / seconds,
         "model_tflops_per_rank": flops / seconds / ranks / 1e12,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
+    if action:
+        line["fault"] = {"first": result.first_fault, "again": result.fault, "action": action}
+    if scores:
+        line["validation"] = scores
+    return line

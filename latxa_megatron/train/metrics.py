@@ -1,6 +1,7 @@
 """What a run reports: one JSON line for each step, and a line for the person who watches."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps({key: None if _is_no_number(value) else value for key, value in values.items()}) + "\n")
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)  # JSON has neither infinity nor NaN
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

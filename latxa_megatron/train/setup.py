@@ -15,7 +15,9 @@ from latxa_megatron.train import checkpoint
 from latxa_megatron.train.check import layout, precision, steps
 from latxa_megatron.train.checkpoint import State
 from latxa_megatron.train.distributed import spread
+from latxa_megatron.train.guard import Guard
 from latxa_megatron.train.optimizer import build_optimizer, build_schedule, gather_weights, unwrap, wrap
+from latxa_megatron.train.save import Saver
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,27 @@ class Job:
     noise: Neftune
     model: list[DistributedDataParallel]
     state: State
+    saver: Saver
+    guard: Guard
     start: int
     total: int
 
     def save(self, step: int) -> None:
-        """Write the checkpoint after `step` steps. All ranks call it."""
+        """Begin the checkpoint after `step` steps. All ranks call it."""
         gather_weights(self.model)
-        checkpoint.save(self.run.checkpoints, step, self.state, _facts(self.run, self.dataset), keep=self.run.checkpoint.keep)
+        self.saver.save(step, checkpoint.sharded(self.state), _facts(self.run, self.dataset))
+
+    def can_roll_back(self) -> bool:
+        """Whether there is a checkpoint, once the one under way is done. All ranks call it."""
+        self.saver.finish()
+        return checkpoint.latest(self.run.checkpoints) is not None
+
+    def roll_back(self, step: int) -> None:
+        """Take weights and optimizer state from the newest checkpoint; the schedule and the data stay after `step` steps."""
+        newest = checkpoint.resolve(self.run.checkpoints)
+        self.state.schedule.num_steps = 0  # megatron-core's load_state_dict adds to them
+        done = int(checkpoint.load(newest, self.state)["step"])
+        self.state.schedule.step(step - done)
 
 
 def set_up(run: RunConfig) -> Job:
@@ -46,7 +62,7 @@ def set_up(run: RunConfig) -> Job:
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)
-    chunks = build_model(shape, layout(run), precision(run), run.train.recompute)
+    chunks = build_model(shape, layout(run), precision(run), run.train.recompute, deterministic=run.train.deterministic)
     noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)
     noise.attach(chunks[0])
     resumed = checkpoint.latest(run.checkpoints)
@@ -59,7 +75,8 @@ def set_up(run: RunConfig) -> Job:
     if resumed is not None:
         _check_same_data(checkpoint.read_facts(resumed), _facts(run, dataset), run)
         start = int(checkpoint.load(resumed, state)["step"])
-    return Job(run, dataset, shape, noise, model, state, start, total)
+    saver = Saver(run.checkpoints, run.checkpoint)
+    return Job(run, dataset, shape, noise, model, state, saver, Guard(run.guard, optimizer), start, total)
 
 
 def _facts(run: RunConfig, dataset: PackedDataset) -> dict[str, Any]:

@@ -26,13 +26,16 @@ from latxa_megatron.train.setup import Job
 class StepResult:
     """loss: nats per trained token over the global batch. trained_tokens: how many those were.
 
-    data_wait: seconds that this rank spent on reading and gathering its samples.
+    data_wait: seconds that this rank spent on reading and gathering its samples. fault: why the update was held back, if it was;
+    first_fault: the same of a first try with the same samples, if there was one.
     """
 
     loss: float
     trained_tokens: int
     grad_norm: float
     data_wait: float
+    fault: str | None = None
+    first_fault: str | None = None
 
 
 class Microbatch(NamedTuple):
@@ -125,16 +128,20 @@ class Reader:
 
 
 def train_step(job: Job, step: int) -> StepResult:
-    """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank."""
+    """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank.
+
+    Where job.guard finds a fault the model stays as it was.
+    """
     batch = job.run.train.global_batch
     for chunk in job.model:
         chunk.zero_grad_buffer()
     job.state.optimizer.zero_grad()
     reader = Reader(job.dataset)
     total = forward_backward(job, reader, deal(step * batch, (step + 1) * batch, job.run))
-    _, grad_norm, _ = job.state.optimizer.step()
     loss, tokens = total.tolist()
-    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds)
+    job.guard.expect(loss / max(tokens, 1))
+    _, grad_norm, _ = job.state.optimizer.step()
+    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds, job.guard.fault)
 
 
 def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *, forward_only: bool = False) -> Tensor:

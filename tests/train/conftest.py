@@ -20,7 +20,7 @@ STEPS = 20
 
 ONE_PROCESS = {
     "one process": [],
-    "micro batch 2": ["train.micro_batch=2"],
+    "micro batch 2": ["train.micro_batch=2", "train.deterministic=true"],
     "recomputed attention": ["train.recompute=selective"],
     "two recomputed layers": ["train.recompute=2"],
 }

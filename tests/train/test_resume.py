@@ -17,14 +17,13 @@ from latxa_megatron.train.metrics import read_metrics
 from tests.train.conftest import KILLED, SHORT
 
 
-def state(root) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint, through torch's own reader of its files."""
+def state(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, through torch's own reader of its files."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     found: dict = {}
-    directory = checkpoint.latest(root / "checkpoints")
     _load_state_dict(found, FileSystemReader(directory), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
     return {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
 
@@ -54,7 +53,7 @@ def test_killed_and_started_again(name, finished):
 
 
 def assert_same_state(one: Path, other: Path) -> None:
-    whole, cut = state(one), state(other)
+    whole, cut = (state(checkpoint.latest(out / "checkpoints")) for out in (one, other))
     assert whole.keys() == cut.keys()
     assert any("exp_avg" in key for key in whole)
     for key, tensor in whole.items():
@@ -63,7 +62,7 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 def test_a_checkpoints_weights_are_the_optimizers(finished):
     """Weights of the other data-parallel rank reach a model only when they are gathered, after the step that changed them."""
-    found = state(finished.out("killed dp2"))
+    found = state(checkpoint.latest(finished.out("killed dp2") / "checkpoints"))
     of_optimizer = {k.removeprefix("optimizer.state.param."): v for k, v in found.items() if "optimizer.state.param." in k}
     assert len(of_optimizer) > 8
     for key, tensor in of_optimizer.items():

@@ -1,0 +1,161 @@
+"""Whether training on a GPU computes what it should: bf16 against a CPU's fp32, FP8 against bf16, a resumed run against a whole.
+
+    latxa data build --out store --tokenizer models/Llama-3.1-8B --source basque='corpus/*.jsonl'
+    python benchmarks/gpu/acceptance.py --store store --out acceptance-out [--only resume]
+
+Prints one table: what was compared, the bar, what was measured. Needs 60 GB of disk and 40 GB of host memory. A check that fails
+says so in its line and does not stop the next. training_speed.py has the speeds.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from shapes import latxa, read_metrics, run_shape, write_run, write_shape
+
+SHAPE, SMALL = "8B-shaped, 4 layers", "small, 8 layers"
+FP8 = ["precision.fp8=tensorwise", "precision.fp8_params=true"]
+RECIPES = {
+    "fp8 tensorwise, head in fp8": [*FP8, "precision.fp8_head=true"],
+    "fp8 tensorwise": FP8,
+    "fp8 delayed": ["precision.fp8=delayed", "precision.fp8_params=true"],
+    "fp8 blockwise": ["precision.fp8=blockwise"],
+}
+LONG = ["train.steps=200", "train.global_batch=4", "optimizer.lr=3e-4"]
+DETERMINISTIC = ["train.deterministic=true", "train.steps=6", "train.global_batch=2"]
+
+
+Line = tuple[str, str, str, bool]
+"""What is compared, the bar, what was measured, whether it holds."""
+
+
+class Checks:
+    """The checks, each a method that yields its lines of the table."""
+
+    def __init__(self, out: Path, store: Path) -> None:
+        self.out, self.store = out, store
+
+    def plan(self, seq_length: int) -> Path:
+        plan = self.out / f"plan-{seq_length}"
+        if not plan.exists():
+            latxa("data", "pack", "--out", plan, "--seq-length", seq_length, "--seed", 33, f"{self.store}:epochs=4")
+        return plan
+
+    def losses(self, name: str, shape: str, seq_length: int, overrides: list[str]) -> list[float]:
+        """Those of a run, which is run unless it was."""
+        file = write_run(self.out, name, shape, self.plan(seq_length))
+        done = file.with_name("metrics.jsonl").exists()
+        lines = read_metrics(file) if done else run_shape(self.out, name, shape, self.plan(seq_length), overrides)
+        return [line["loss"] for line in lines]
+
+    def fp8(self) -> Iterator[Line]:
+        """The mean loss of the last 20 of 200 steps from random weights."""
+        yield from self.recipes("fp8 tensorwise, head in fp8", "fp8 tensorwise")
+
+    def fp8_others(self) -> Iterator[Line]:
+        yield from self.recipes("fp8 delayed", "fp8 blockwise")
+
+    def recipes(self, *names: str) -> Iterator[Line]:
+        expected = statistics.mean(self.losses("bf16", SHAPE, 2048, LONG)[-20:])
+        for name in names:
+            found = statistics.mean(self.losses(name, SHAPE, 2048, [*LONG, *RECIPES[name]])[-20:])
+            away = found / expected - 1
+            measured = f"{found:.4f}, {expected:.4f}: {away:+.2%}"
+            yield f"{name} against bf16, 200 steps", "1%", measured, abs(away) <= 0.01
+
+    def resume(self) -> Iterator[Line]:
+        """Six steps, and the last three again from the checkpoint after three, which was written while step 4 went on."""
+        checkpoints = ["checkpoint.every=3", "checkpoint.keep=2"]
+        whole = self.losses("whole", SMALL, 1024, [*DETERMINISTIC, *checkpoints])
+        cut = write_run(self.out, "cut", SMALL, self.plan(1024))
+        root = write_run(self.out, "whole", SMALL, self.plan(1024)).parent / "checkpoints"
+        shutil.copytree(root / "iter_0000003", cut.parent / "checkpoints" / "iter_0000003")
+        resumed = self.losses("cut", SMALL, 1024, [*DETERMINISTIC, *checkpoints])
+        same = self.same_files(root / "iter_0000006", cut.parent / "checkpoints" / "iter_0000006")
+        yield "resumed run: losses, and every tensor of its last checkpoint", "bitwise", f"{resumed == whole[3:]}, {same}", same
+        again = self.losses("recomputed", SMALL, 1024, [*DETERMINISTIC, "train.recompute=8"])
+        widest = max(abs(a - b) for a, b in zip(whole, again, strict=True))
+        yield "all activations recomputed: losses", "bitwise", f"widest difference {widest:.1e}", widest == 0
+
+    def same_files(self, one: Path, other: Path) -> bool:
+        """Whether two checkpoints hold the same tensors, through torch's own reader."""
+        import torch
+        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+        from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+        found: list[dict[str, Any]] = [{}, {}]
+        for state, directory in zip(found, (one, other), strict=True):
+            _load_state_dict(state, FileSystemReader(directory), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+        tensors = {key for key, value in found[0].items() if isinstance(value, torch.Tensor)}
+        return bool(tensors) and all(torch.equal(found[0][key], found[1][key]) for key in tensors)
+
+    def begin_cpu(self) -> None:
+        """Start the CPU's eight steps, which take minutes, from random weights that are kept for the GPU."""
+        hf = write_shape(self.out, SHAPE)
+        code = (
+            "import sys, torch; from transformers import AutoConfig, LlamaForCausalLM\n"
+            "torch.manual_seed(1); torch.set_default_dtype(torch.bfloat16); torch.set_default_device('cuda')\n"
+            "LlamaForCausalLM(AutoConfig.from_pretrained(sys.argv[1])).save_pretrained(sys.argv[2])"
+        )
+        subprocess.run([sys.executable, "-c", code, str(hf), str(self.out / "weights")], check=True, capture_output=True)
+        latxa("convert", "import", "--hf", self.out / "weights", "--out", self.out / "imported")
+        self.cpu_run = write_run(self.out, "cpu", SHAPE, self.plan(512))
+        command = [sys.executable, "-m", "latxa_megatron", "train", str(self.cpu_run), *self.short(), "precision.dtype=fp32"]
+        self.on_cpu = subprocess.Popen(
+            command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    def short(self) -> list[str]:
+        return ["train.steps=8", "train.global_batch=2", "optimizer.lr=1e-5", f"model.checkpoint={self.out / 'imported'}"]
+
+    def cpu(self) -> Iterator[Line]:
+        """Eight steps on Transformer Engine in bf16 and on the CPU in fp32, from the same weights."""
+        found = self.losses("gpu", SHAPE, 512, self.short())
+        _, said = self.on_cpu.communicate()
+        if self.on_cpu.returncode:
+            raise RuntimeError(said[-4000:])
+        expected = [line["loss"] for line in read_metrics(self.cpu_run)]
+        widest = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+        yield "bf16 on the GPU against fp32 on the CPU, 8 steps", "1e-2", f"widest difference {widest:.1e}", widest <= 1e-2
+
+    def stall(self) -> Iterator[Line]:
+        """What saving adds between two steps; the second save finds its host memory there."""
+        overrides = ["train.steps=41", "checkpoint.every=20", "checkpoint.keep=1", "train.global_batch=32"]
+        lines = run_shape(self.out, "stall", "8B-shaped, 2 layers", self.plan(8192), overrides)
+        first, second = (lines[step]["pause"] for step in (20, 40))
+        usual = statistics.median(line["pause"] for line in lines[2:20])
+        return [
+            ("a save beside training stops it for", "1 s", f"{first:.2f} s, {second:.2f} s (else {usual:.3f} s)", second <= 1)
+        ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=["resume", "fp8", "cpu", "stall", "fp8_others"])
+    arguments = parser.parse_args()
+    checks = Checks(arguments.out.resolve(), arguments.store.resolve())
+    if "cpu" in arguments.only:
+        checks.begin_cpu()
+    print("| what | bar | measured | |\n| --- | --- | --- | --- |", flush=True)
+    for name in arguments.only:
+        check: Callable[[], Iterator[Line]] = getattr(checks, name)
+        try:
+            for what, bar, measured, holds in check():
+                print(f"| {what} | {bar} | {measured} | {'holds' if holds else 'FALLS SHORT'} |", flush=True)
+        except Exception as error:  # one check that fails does not stop the next
+            print(error, file=sys.stderr, flush=True)
+            print(f"| {name} | | failed: {(str(error).strip() or repr(error)).splitlines()[-1][:160]} | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

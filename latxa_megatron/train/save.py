@@ -1,0 +1,167 @@
+"""Writing torch_dist checkpoints: at once, or beside the training that goes on.
+
+A checkpoint is filled as iter_NNNNNNN.partial and renamed when all ranks are done, so what has its name is whole.
+"""
+
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import megatron.core
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from torch.distributed.checkpoint.api import CheckpointException
+
+from latxa_megatron import __version__
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import move_into_place, sha256, write_atomically, write_json
+from latxa_megatron.model import device
+from latxa_megatron.sections import CheckpointSection
+from latxa_megatron.train.checkpoint import CONTENT, RUN_FILE, TRACKER, iteration_directory
+from latxa_megatron.train.stop import held_back
+
+_OWN_WRITER: dict[str, Any] = {} if megatron.core.__version__ < "0.19" else {"async_strategy": "mcore"}
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A checkpoint that is being written. sums: once its files are there, their hashes, those of this rank's share."""
+
+    final: Path
+    facts: dict[str, Any]
+    sums: Future[dict[str, str]] | None = None
+
+    @property
+    def partial(self) -> Path:
+        return self.final.with_name(self.final.name + ".partial")
+
+
+class Saver:
+    """Writes a run's checkpoints under `root`, one at a time. All ranks make the same calls.
+
+    Raises LatxaError from any call where a checkpoint could not be written.
+    """
+
+    def __init__(self, root: Path, section: CheckpointSection) -> None:
+        self._root, self._section = root, section
+        self._calls = AsyncCallsQueue()
+        self._hashing = ThreadPoolExecutor(1)
+        self._under_way: _UnderWay | None = None
+
+    def save(self, step: int, sharded_state: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Begin root/iter_STEP, after the one before is done. The state may change once this returns."""
+        self.finish()
+        device.release_unused()  # megatron-core copies the optimizer's state: once to gather it, once to write it
+        begun = _UnderWay(iteration_directory(self._root, step), {"step": step, **facts})
+        _clear(begun.partial)
+        with held_back():  # for the processes that write: a signal to all processes of a job would end them, and the save
+            request = _write(sharded_state, begun.partial, background=self._section.async_save)
+            if request is not None:
+                self._calls.schedule_async_request(request)
+        self._under_way = begun
+        if not self._section.async_save:
+            self.finish()
+        device.release_unused()
+
+    def poll(self) -> None:
+        """Take the checkpoint under way, if any, as far as it goes without waiting; to be called after each step."""
+        self._go_on(wait=False)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way, if any, is whole."""
+        while self._under_way is not None:
+            self._go_on(wait=True)
+
+    def _go_on(self, *, wait: bool) -> None:
+        now = self._under_way
+        if now is None:
+            return
+        if now.sums is None:
+            try:
+                self._calls.maybe_finalize_async_calls(blocking=wait)
+            except (CheckpointException, CheckpointingException, OSError) as error:
+                raise LatxaError(f"{now.partial}: could not be written ({_first_line(error)})") from None
+            if self._calls.get_num_unfinalized_calls() == 0:
+                filesystem_async._results_queue = None  # ends the process behind it, which has loaded torch and would stay
+                self._under_way = _UnderWay(now.final, now.facts, self._hashing.submit(_sums_of_share, now.partial))
+        elif wait or _on_all_ranks(now.sums.done()):
+            _publish(now.partial, now.final, now.facts, now.sums.result())
+            self._tidy(now.facts["step"])
+            self._under_way = None
+
+    def _tidy(self, step: int) -> None:
+        """Point the tracker at `step`, and remove what is neither among the newest `keep` nor at a multiple of `keep_every`."""
+        if dist.get_rank() == 0:
+            write_atomically(self._root / TRACKER, f"{step}\n")
+            kept = self._section.keep_every
+            for old in sorted(self._root.glob("iter_???????"))[: -self._section.keep]:
+                if kept is None or int(old.name.removeprefix("iter_")) % kept:
+                    shutil.rmtree(old)
+        dist.barrier()
+
+
+def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write a sharded state dict as the torch_dist directory `final`, with facts and file hashes in run.json."""
+    partial = final.with_name(final.name + ".partial")
+    _clear(partial)
+    with held_back():
+        _write(sharded_state, partial, background=False)
+    filesystem_async._results_queue = None
+    _publish(partial, final, facts, _sums_of_share(partial))
+
+
+def _clear(partial: Path) -> None:
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+
+
+def _write(sharded_state: dict[str, Any], partial: Path, *, background: bool) -> Any:
+    """Write now and return None, or copy what is to be written and return megatron-core's request to write it."""
+    strategy = get_default_save_sharded_strategy()
+    if parallel_state.model_parallel_is_initialized():
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        strategy = FullyParallelSaveStrategyWrapper(strategy, group, True)
+    options = _OWN_WRITER if background else {}
+    return dist_checkpointing.save(
+        sharded_state, str(partial), strategy, async_sharded_save=background, content_metadata=CONTENT, **options
+    )
+
+
+def _sums_of_share(partial: Path) -> dict[str, str]:
+    """SHA-256 of every n-th file, n ranks doing one share each: a large checkpoint takes one rank longer than others wait."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    return {str(path.relative_to(partial)): sha256(path) for path in files[dist.get_rank() :: dist.get_world_size()]}
+
+
+def _publish(partial: Path, final: Path, facts: dict[str, Any], sums: dict[str, str]) -> None:
+    """Gather the ranks' hashes, write run.json and give the directory its name. All ranks call it."""
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, sums)
+    if dist.get_rank() == 0:
+        every = {name: share[name] for share in shares for name in sorted(share)}
+        sizes = {name: (partial / name).stat().st_size for name in every}
+        write_json(partial / RUN_FILE, {**facts, "latxa_megatron": __version__, "sha256": every, "bytes": sizes})
+        if final.exists():  # damaged, or it would have been resumed from
+            shutil.rmtree(final)
+        move_into_place(partial, final)
+    dist.barrier()
+
+
+def _on_all_ranks(done: bool) -> bool:
+    flag = torch.tensor([done], dtype=torch.int32, device=device.device())
+    dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

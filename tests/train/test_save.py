@@ -1,0 +1,58 @@
+"""Checkpoints written beside the training that goes on are those written while it waits."""
+
+import json
+
+import pytest
+import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import sha256
+from latxa_megatron.train import checkpoint
+from tests.train.conftest import SHORT
+from tests.train.test_resume import state
+
+
+def names(run, name: str) -> list[str]:
+    return sorted(path.name for path in (run.out(name) / "checkpoints").glob("iter_*"))
+
+
+def test_training_goes_on_and_the_checkpoint_does_not_change(finished):
+    """The step after a save begins while the checkpoint is written."""
+    for name, written in {"beside": "true", "at once": "false"}.items():
+        finished.train_here(name, [*SHORT, "checkpoint.every=3", "checkpoint.keep=3", f"checkpoint.async_save={written}"])
+    assert names(finished, "beside") == names(finished, "at once") == ["iter_0000003", "iter_0000006", "iter_0000009"]
+    for name in names(finished, "at once"):
+        expected, found = (state(finished.out(which) / "checkpoints" / name) for which in ("at once", "beside"))
+        assert expected.keys() == found.keys()
+        assert any("exp_avg" in key for key in expected)
+        for key, tensor in expected.items():
+            assert torch.equal(tensor, found[key]), (name, key)
+
+
+def test_run_json_has_the_hash_of_every_file(finished):
+    """Two ranks hash a share each."""
+    directory = checkpoint.latest(finished.out("killed dp2") / "checkpoints")
+    facts = json.loads((directory / "run.json").read_text())
+    files = {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file() and p.name != "run.json"}
+    assert len(files) > 3
+    assert facts["sha256"] == {name: sha256(file) for name, file in files.items()}
+    assert facts["bytes"] == {name: file.stat().st_size for name, file in files.items()}
+
+
+def test_what_is_kept(finished):
+    finished.train_here("kept", ["train.steps=7", "checkpoint.every=1", "checkpoint.keep=2", "checkpoint.keep_every=3"])
+    assert names(finished, "kept") == ["iter_0000003", "iter_0000006", "iter_0000007"]
+    assert (finished.out("kept") / "checkpoints" / checkpoint.TRACKER).read_text() == "7\n"
+
+
+@pytest.mark.parametrize("written", ["true", "false"])
+def test_a_disk_that_takes_no_more_ends_the_run_with_one_sentence(written, finished, monkeypatch):
+    def full(transforms, stream, data, write_item, storage_key, serialization_format=None):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(filesystem_async, "_write_item", full)
+    name = f"full disk {written}"
+    with pytest.raises(LatxaError, match=r"iter_0000003\.partial: could not be written .*No space left on device"):
+        finished.train_here(name, [*SHORT, f"checkpoint.async_save={written}"])
+    assert checkpoint.latest(finished.out(name) / "checkpoints") is None
