@@ -208,16 +208,25 @@ def launch_local(
 
 @recipes.command("list")
 def recipes_list() -> None:
-    """List the run files that ship with the package."""
+    """List the run files that ship with the package, and how large they are."""
+    from latxa_megatron import recipes as shipped
     from latxa_megatron.config import load_run
-    from latxa_megatron.recipes import path, summaries
+    from latxa_megatron.scale import scale
 
-    table = Table("recipe", "what it is", "layout", box=None)
-    for name, summary in summaries().items():
-        run = load_run(path(name))
-        precision = run.precision.dtype if run.precision.fp8 == "none" else "fp8"
-        table.add_row(name, summary, f"{run.parallel.describe()}, {precision}")
-    console.print(table)
+    numbers = [Column(title, justify="right", no_wrap=True) for title in ("GPUs", "tokens", "FLOPs")]
+    table = Table(Column("recipe", no_wrap=True), Column("backbone", no_wrap=True), "data x epochs", *numbers, box=None)
+    for name in shipped.names(bases=False):
+        run = load_run(shipped.path(name))
+        table.add_row(
+            name,
+            run.scale.backbone or run.model.hf.name,
+            ", ".join(f"{source} x{s.epochs:g}" for source, s in run.data.sources.items()),
+            f"{run.scale.gpus} {run.scale.gpu}" if run.scale.gpus else "-",
+            *scale(run).describe(),
+        )
+    Console(width=max(console.width, 100)).print(table)  # in 80 columns, as in a pipe, it would lose names
+    console.print("GPUs: what the layout was made for. FLOPs: 6 x matrix parameters x tokens, without attention's.")
+    console.print("+: and those of sources whose tokens are not known; -: not known.")
     console.print("`latxa recipes show NAME` prints one; a run file that says `base: NAME` starts from it.")
 
 

@@ -18,6 +18,7 @@ from latxa_megatron.sections import (
     OptimizerSection,
     ParallelSection,
     PrecisionSection,
+    ScaleSection,
     Section,
     TrainSection,
     ValidationSection,
@@ -36,6 +37,7 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     guard: GuardSection = GuardSection()
     validation: ValidationSection = ValidationSection()
+    scale: ScaleSection = ScaleSection()
 
     @property
     def tokenizer(self) -> Path:

@@ -21,6 +21,9 @@ class SourceSection(Section):
     paths: list[str] = Field(min_length=1, description="JSONL files or globs")
     epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each document is seen; 0.5 takes half of them")
     hold_out: Share = Field(0.0, description="share of the documents kept out of training, chosen by a hash of their id")
+    tokens: PositiveInt | None = Field(
+        None, description="tokens of one epoch where they are known; `recipes list` alone reads it"
+    )
 
 
 class DataSection(Section):
@@ -121,3 +124,12 @@ class GuardSection(Section):
 class ValidationSection(Section):
     plans: dict[str, Path] = Field(default_factory=dict, description="pack plans that are validated on, whole, by name")
     every: PositiveInt = Field(100, description="steps between validations; the last step always has one")
+
+
+class ScaleSection(Section):
+    """What a recipe states about its size. Training reads none of it."""
+
+    backbone: str | None = Field(None, description="the backbone's name; the last part of model.hf where it is not given")
+    parameters: PositiveInt | None = Field(None, description="the backbone's parameters in matrix products, head included")
+    gpus: PositiveInt | None = Field(None, description="how many GPUs the layout was made for")
+    gpu: str = Field("", description="which GPU, and its memory, as in H100 80GB")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+from rich.console import Console
 
 from latxa_megatron.cli import main
 from tests.tiny import write_llama
@@ -106,4 +107,19 @@ def test_recipes_all_load(tmp_path):
 
     for name in recipes.names(bases=False):
         assert load_run(recipes.path(name)).name == name
-    assert "demo" in recipes.summaries()
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_recipes_list_is_a_table_that_fits_100_columns(columns, tmp_path, latxa, monkeypatch):
+    monkeypatch.setattr("latxa_megatron.cli.console", Console(width=int(columns)))
+    lines = latxa("recipes", "list", cwd=tmp_path).stdout.splitlines()
+    assert lines[0].split() == ["recipe", "backbone", "data", "x", "epochs", "GPUs", "tokens", "FLOPs"]
+    assert max(map(len, lines)) <= 100
+    rows = {line.split()[0]: line.split() for line in lines[1:] if line.startswith((" exp_", " latxa_", " demo"))}
+    assert len(rows) == 22
+    corpus = ["corpus_eu", "x4"]
+    assert rows["exp_2_100"][1:] == ["Llama-3.1-8B-Instruct", *corpus, "8", "H100", "80GB", "16.8B", "7.56e+20"]
+    assert rows["exp_1_001"][1:] == ["Latxa-Llama-3.1-8B", "instructions_en", "x4", "8", "H100", "80GB", "-", "-"]
+    corpus = ["corpus_eu", "x4,"]  # its instructions are in the next line
+    assert rows["latxa_70b_a100"][1:] == ["Llama-3.1-70B-Instruct", *corpus, "256", "A100", "64GB", "16.8B+", "7.01e+21+"]
+    assert rows["demo"][-3:] == ["-", "26,624", "2.15e+13"]

@@ -12,12 +12,6 @@ def names(*, bases: bool = True) -> list[str]:
     return sorted(p.stem for p in _HERE.glob("*.yaml") if bases or not p.stem.startswith("_"))
 
 
-def summaries() -> dict[str, str]:
-    """The first comment line of each recipe that can be trained, by name."""
-    firsts = {name: path(name).read_text(encoding="utf-8").split("\n", 1)[0] for name in names(bases=False)}
-    return {name: first.removeprefix("#").strip() for name, first in firsts.items()}
-
-
 def path(name: str) -> Path:
     """The YAML file of a recipe; LatxaError if there is none of that name."""
     if name not in names():

@@ -1,0 +1,37 @@
+"""How large a run is, by what its run file states alone: neither backbone nor data need be there."""
+
+from dataclasses import dataclass
+
+from latxa_megatron.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Tokens of all epochs and their training FLOPs, 0 where nothing is known of them.
+
+    whole is False where the run file does not state the tokens of every source, and these numbers leave some out.
+    """
+
+    tokens: int
+    flops: int
+    whole: bool
+
+    def describe(self) -> tuple[str, str]:
+        """Tokens and FLOPs as in "16.8B+" and "7.56e+20+"; the plus says that more are not known."""
+        rest = " " if self.whole else "+"
+        tokens = f"{self.tokens / 1e9:.1f}B" if self.tokens >= 1e9 else f"{self.tokens:,}"
+        return tokens + rest if self.tokens else "- ", f"{self.flops:.2e}{rest}" if self.flops else "- "
+
+
+def scale(run: RunConfig) -> Scale:
+    """6 FLOPs for each matrix parameter and token; attention's depend on the documents' lengths and do not count.
+
+    Tokens are the positions of train.steps where the run file has these, else what it states of each source.
+    """
+    if run.train.steps:
+        tokens, whole = run.train.steps * run.train.global_batch * run.data.seq_length, True
+    else:
+        sources = run.data.sources.values()
+        tokens = round(sum(source.epochs * (1 - source.hold_out) * (source.tokens or 0) for source in sources))
+        whole = all(source.tokens for source in sources)
+    return Scale(tokens, 6 * (run.scale.parameters or 0) * tokens, whole)
