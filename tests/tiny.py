@@ -66,7 +66,13 @@ def load_llama(directory: Path, dtype: torch.dtype = torch.float32):
     return transformers.LlamaForCausalLM.from_pretrained(str(directory), dtype=dtype, attn_implementation="eager").eval()
 
 
-def write_store(directory: Path, documents: list[list[int]], spans: list[list[tuple[int, int]]], vocab: int = 128) -> Path:
+def write_store(
+    directory: Path,
+    documents: list[list[int]],
+    spans: list[list[tuple[int, int]]],
+    vocab: int = 128,
+    source: str = "tiny",
+) -> Path:
     """A store of one shard, as `latxa data build` would write it."""
     directory.mkdir(parents=True)
     writer = _core.ShardWriter(str(directory / "00000"), 8, True)
@@ -78,12 +84,12 @@ def write_store(directory: Path, documents: list[list[int]], spans: list[list[tu
         "version": VERSION,
         "tokenizer": {"fingerprint": "tiny", "vocab_size": vocab, "bos": None, "document_end": 0, "template": None},
         "settings": {},
-        "sources": {"tiny": {"hold_out": 0.0, "files": []}},
+        "sources": {source: {"hold_out": 0.0, "files": []}},
         "mask": "spans",
         "shards": [
             {
                 "name": "00000",
-                "source": "tiny",
+                "source": source,
                 "documents": writer.documents,
                 "tokens": writer.tokens,
                 "trained_tokens": writer.trained_tokens,

@@ -26,16 +26,24 @@ class Batch:
     loss_mask: Tensor  # float32 [b, s], 1 where the label is trained
     position_ids: Tensor  # int64 [b, s]
     cu_seqlens: Tensor  # int32 [documents + 1]
+    sources: Tensor  # int64 [b, s], place of the document's source in PackedDataset.sources; 0 in padding
     samples: list[int]  # their numbers in the plan
 
 
 class PackedDataset:
-    """The samples of a plan. Sample N depends on the plan and N alone; reading holds no state. Costs O(positions)."""
+    """The samples of a plan. Sample N depends on the plan and N alone; reading holds no state. Costs O(positions).
+
+    sources: names of the sources of its stores' shards; those of one name, in several stores, are one source.
+    """
 
     def __init__(self, plan: Path) -> None:
         self.plan = PackPlan(plan)
         shards = [store.shards for store in self.plan.stores]
         self._gatherer = _core.Gatherer(shards, self.plan.row_offsets, self.plan.slices.view("u1"))
+        names = [[info.source for info in store.shard_infos] for store in self.plan.stores]
+        self.sources = list(dict.fromkeys(name for store in names for name in store))
+        self._source_of_shard = np.array([self.sources.index(name) for store in names for name in store], np.int64)
+        self._first_shard = np.cumsum([0, *(len(store) for store in names)])
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -55,8 +63,20 @@ class PackedDataset:
         for sample in samples:
             if not 0 <= sample < len(self.plan):
                 raise IndexError(f"sample {sample} of a plan with {len(self.plan)}")
+        rows = [self.plan.row(n) for n in samples]
         try:
-            arrays = self._gatherer.batch([self.plan.row(n) for n in samples], self.seq_length, 0)
+            arrays = self._gatherer.batch(rows, self.seq_length, 0)
         except _core.StoreError as error:
             raise LatxaError(f"{self.plan.directory}: {error}; pack again") from None
+        arrays["sources"] = self._sources(rows)
         return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()}, samples=samples)
+
+    def _sources(self, rows: list[int]) -> npt.NDArray[np.int64]:
+        """Batch.sources of some rows."""
+        found = np.zeros((len(rows), self.seq_length), np.int64)
+        for i, r in enumerate(rows):
+            slices = self.plan.slices[self.plan.row_offsets[r] : self.plan.row_offsets[r + 1]]
+            source = self._source_of_shard[self._first_shard[slices["store"]] + slices["shard"]]
+            positions = np.repeat(source, slices["length"].astype(np.int64) - 1)
+            found[i, : len(positions)] = positions
+        return found

@@ -112,6 +112,7 @@ def _line(
     line = {
         "step": step + 1,
         "loss": result.loss,
+        **({"loss_by_source": result.loss_by_source} if result.loss_by_source else {}),
         "grad_norm": result.grad_norm,
         "lr": job.state.schedule.optimizer.param_groups[0]["lr"],
         "trained_tokens": result.trained_tokens,

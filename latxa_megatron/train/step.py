@@ -26,6 +26,7 @@ from latxa_megatron.train.setup import Job
 class StepResult:
     """loss: nats per trained token over the global batch. trained_tokens: how many those were.
 
+    loss_by_source: the same of each source that has trained tokens in it; empty where the plan has one source.
     data_wait: seconds that this rank spent on reading and gathering its samples. fault: why the update was held back, if it was;
     first_fault: the same of a first try with the same samples, if there was one.
     """
@@ -33,6 +34,7 @@ class StepResult:
     loss: float
     trained_tokens: int
     grad_norm: float
+    loss_by_source: dict[str, float]
     data_wait: float
     fault: str | None = None
     first_fault: str | None = None
@@ -99,24 +101,32 @@ def _block_diagonal_mask(batch: Batch) -> Tensor:
     return ~allowed[:, None]
 
 
-def _sum_of_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _sum_of_losses(sources: int, loss_mask: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What megatron-core asks of a loss, and {"loss": sums}: see forward_backward."""
     mask = loss_mask.reshape(-1)
-    total = (losses.float().reshape(-1) * mask).sum()
-    count = mask.sum()
-    return total, count.to(torch.int), {"loss": torch.stack([total.detach(), count])}
+    nats = losses.float().reshape(-1) * mask
+    total, count = nats.sum(), mask.sum()
+    sums = torch.stack([total.detach(), count])
+    if sources:
+        # a masked sum for each source: a GPU's index_add adds in any order, and its sums would differ from run to run
+        of_source = source.reshape(-1) == torch.arange(sources, device=source.device)[:, None]
+        sums = torch.cat([sums, *(each.where(of_source, 0.0).sum(1) for each in (nats.detach(), mask))])
+    return total, count.to(torch.int), {"loss": sums}
 
 
-def _forward(noise: Neftune, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+def _forward(sources: int, noise: Neftune, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
     batch = next(batches)
     noise.begin(batch.samples, batch.cu_seqlens)
-    return model(**model_inputs(batch)), partial(_sum_of_losses, device.to_device(batch.loss_mask))
+    loss = partial(_sum_of_losses, sources, device.to_device(batch.loss_mask), device.to_device(batch.sources))
+    return model(**model_inputs(batch)), loss
 
 
 class Reader:
-    """The dataset, and the seconds that its batches took."""
+    """The dataset, and the seconds that its batches took. sources: those to tell apart; none where there is one."""
 
     def __init__(self, dataset: PackedDataset) -> None:
         self.dataset = dataset
+        self.sources = dataset.sources if len(dataset.sources) > 1 else []
         self.seconds = 0.0
 
     def batch(self, microbatch: Microbatch) -> Batch:
@@ -128,9 +138,8 @@ class Reader:
 
 
 def train_step(job: Job, step: int) -> StepResult:
-    """Forward and backward over the samples of step `step` (from 0), then the optimizer. The same result on every rank.
-
-    Where job.guard finds a fault the model stays as it was.
+    """Forward and backward over the samples of step `step` (from 0), then the optimizer. All but data_wait is the same on every
+    rank. Where job.guard finds a fault the model stays as it was.
     """
     batch = job.run.train.global_batch
     for chunk in job.model:
@@ -138,18 +147,30 @@ def train_step(job: Job, step: int) -> StepResult:
     job.state.optimizer.zero_grad()
     reader = Reader(job.dataset)
     total = forward_backward(job, reader, deal(step * batch, (step + 1) * batch, job.run))
-    loss, tokens = total.tolist()
+    loss, tokens, *by_source = total.tolist()
     job.guard.expect(loss / max(tokens, 1))
     _, grad_norm, _ = job.state.optimizer.step()
-    return StepResult(loss / max(tokens, 1), int(tokens), float(grad_norm or 0.0), reader.seconds, job.guard.fault)
+    pairs = zip(reader.sources, by_source[: len(reader.sources)], by_source[len(reader.sources) :], strict=True)
+    return StepResult(
+        loss=loss / max(tokens, 1),
+        trained_tokens=int(tokens),
+        grad_norm=float(grad_norm or 0.0),
+        loss_by_source={name: nats / trained for name, nats, trained in pairs if trained},
+        data_wait=reader.seconds,
+        fault=job.guard.fault,
+    )
 
 
 def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *, forward_only: bool = False) -> Tensor:
-    """Run this rank's microbatches, as many on every rank. Sum of losses and trained tokens over all ranks, float64 [2]."""
+    """Run this rank's microbatches, as many on every rank.
+
+    Sums over all ranks, float64 [2 + 2 sources]: losses and trained tokens of all, losses of each of reader.sources, then
+    trained tokens of each.
+    """
     packed = device.has_transformer_engine()
     micro_batch = job.run.train.micro_batch
     outputs = get_forward_backward_func()(
-        forward_step_func=partial(_forward, job.noise),
+        forward_step_func=partial(_forward, len(reader.sources), job.noise),
         # every stage needs the document borders, so every chunk reads the batches
         data_iterator=[map(reader.batch, microbatches) for _ in job.model],
         model=job.model,
@@ -158,12 +179,12 @@ def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *
         micro_batch_size=1 if packed else micro_batch,
         forward_only=forward_only,
     )
-    return _over_all_ranks(outputs)
+    return _over_all_ranks(outputs, 2 + 2 * len(reader.sources))
 
 
-def _over_all_ranks(outputs: list[dict[str, Tensor]]) -> Tensor:
-    """Sum of losses and trained tokens of the global batch, float64 [2]; only the last stage has outputs."""
-    total = torch.zeros(2, dtype=torch.float64, device=device.device())
+def _over_all_ranks(outputs: list[dict[str, Tensor]], size: int) -> Tensor:
+    """The outputs' sums over all microbatches and ranks, float64 [size]; only the last stage has outputs."""
+    total = torch.zeros(size, dtype=torch.float64, device=device.device())
     for output in outputs:
         total += output["loss"]
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))

@@ -61,7 +61,7 @@ def validate(job: Job, sets: dict[str, ValidationSet]) -> dict[str, dict[str, fl
 
 
 def _score(job: Job, each: ValidationSet) -> dict[str, float]:
-    nats, tokens = forward_backward(job, Reader(each.dataset), each.microbatches, forward_only=True).tolist()
+    nats, tokens = forward_backward(job, Reader(each.dataset), each.microbatches, forward_only=True)[:2].tolist()
     score = {"loss": nats / max(tokens, 1)}
     if each.text_bytes:
         score["bits_per_byte"] = nats / math.log(2) / each.text_bytes

@@ -44,7 +44,8 @@ def slow_gather(rows, positions: int, pad: int) -> dict[str, list]:
 @settings(max_examples=60)
 @given(data=st.data(), seq_length=st.integers(1, 16), masked=st.booleans())
 def test_batches_of_a_plan_are_those_of_the_slow_gather(data, seq_length, masked):
-    shards = [("eu", data.draw(drawn_documents())), ("en", [([7, 8], [(0, 1)]), *data.draw(drawn_documents())])]
+    en = [([7, 8], [(0, 1)]), *data.draw(drawn_documents())]
+    shards = [("eu", data.draw(drawn_documents())), ("en", en), ("eu", data.draw(drawn_documents()))]
     with tempfile.TemporaryDirectory() as directory:
         store = write_store(Path(directory, "store"), shards, masked=masked)
         plan = pack(Path(directory, "plan"), [Mix(store, {"eu": 2.0})], seq_length=seq_length, seed=1)
@@ -52,14 +53,19 @@ def test_batches_of_a_plan_are_those_of_the_slow_gather(data, seq_length, masked
         offsets = np.fromfile(plan.directory / "rows.bin", "<i8")
         slices = np.fromfile(plan.directory / "slices.bin", SLICE)
         samples = data.draw(st.lists(st.integers(0, len(dataset) - 1), min_size=1, max_size=4))
-        rows = []
+        rows, sources = [], []
         for row in map(plan.row, samples):
             rows.append([])
+            sources.append([])
             for s in slices[offsets[row] : offsets[row + 1]]:
                 ids, spans = shards[s["shard"]][1][s["document"]]
                 rows[-1].append((ids, spans if masked else [(0, len(ids))], int(s["start"]), int(s["length"])))
+                sources[-1] += [["eu", "en", "eu"][s["shard"]]] * (int(s["length"]) - 1)
         batch = dataset.batch(samples)
         found = {name: getattr(batch, name).tolist() for name in batch.__dataclass_fields__ if name != "samples"}
+        for numbers, names in zip(found.pop("sources"), sources, strict=True):
+            assert [dataset.sources[n] for n in numbers[: len(names)]] == names
+            assert numbers[len(names) :] == [0] * (seq_length - len(names))
         assert found == slow_gather(rows, seq_length, 0)
         assert found["cu_seqlens"][-1] == len(samples) * seq_length
 

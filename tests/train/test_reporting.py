@@ -1,0 +1,93 @@
+"""What a run reports of its steps, against transformers on documents one by one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from latxa_megatron.config import load_run
+from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.train.loop import train
+from latxa_megatron.train.metrics import read_metrics
+from tests.tiny import load_llama, random_documents, write_store
+from tests.train.conftest import GLOBAL_BATCH, SEQ_LENGTH
+from tests.train.test_parity import document_losses
+
+SOURCES = {"eu": (70, 3), "en": (50, 4), "rare": (1, 5)}
+"""Documents and seed of each; a step's samples may have none of the rare one."""
+FROZEN = ["optimizer.lr=1e-12", "optimizer.weight_decay=0", "checkpoint.every=null"]
+IN_TWO_PROCESSES = {  # name: overrides, the rank that is slow
+    "dp2": ([], 0),
+    "tp2": (["parallel.tp=2", "train.micro_batch=2"], None),
+    "pp2": (["parallel.pp=2", "train.micro_batch=2"], 1),
+    "pp2 vp2": (["parallel.pp=2", "parallel.vp=2"], None),
+}
+
+
+class Mixture:
+    """The tiny run on three sources, each in a store of its own."""
+
+    def __init__(self, tiny_run, root: Path) -> None:
+        self.tiny, self.root = tiny_run, root
+        self.texts = {name: random_documents(count, seed=seed) for name, (count, seed) in SOURCES.items()}
+        stores = [write_store(root / name, *texts, source=name) for name, texts in self.texts.items()]
+        self.plan = pack(root / "plan", [Mix(store, {}) for store in stores], seq_length=SEQ_LENGTH, seed=5)
+
+    def out(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+    def overrides(self, name: str, more: list[str]) -> list[str]:
+        return [f"out={self.out(name)}", f"data.plan={self.plan.directory}", "train.steps=null", *more]
+
+    def train_here(self, name: str, more: list[str]) -> None:
+        train(load_run(self.tiny.file, self.overrides(name, more)))
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_run, tmp_path_factory):
+    return Mixture(tiny_run, tmp_path_factory.mktemp("mixture"))
+
+
+@pytest.fixture(scope="module")
+def trained(mixture):
+    mixture.train_here("one process", FROZEN)
+    mixture.train_here("micro batch 2", [*FROZEN, "train.micro_batch=2"])
+    runs = [(mixture.overrides(name, [*FROZEN, *more]), slow) for name, (more, slow) in IN_TWO_PROCESSES.items()]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = Path(__file__).with_name("reporting_worker.py")
+    subprocess.run([*torchrun, str(worker), str(mixture.tiny.file), json.dumps(runs)], check=True)
+    return mixture
+
+
+@pytest.fixture(scope="module")
+def expected(mixture):
+    """For each step, the losses of the trained labels of each source, of the weights that the run begins with."""
+    model, names = load_llama(mixture.tiny.hf), list(SOURCES)
+    steps: list[dict[str, list[float]]] = []
+    with torch.no_grad():
+        for sample in range(len(mixture.plan) // GLOBAL_BATCH * GLOBAL_BATCH):
+            if sample % GLOBAL_BATCH == 0:
+                steps.append({})
+            row = mixture.plan.row(sample)
+            for piece in mixture.plan.slices[mixture.plan.row_offsets[row] : mixture.plan.row_offsets[row + 1]]:
+                name = names[piece["store"]]
+                losses = document_losses(model, *mixture.texts[name], piece)
+                steps[-1].setdefault(name, []).extend(map(float, losses))
+    assert len({len(each) for each in steps}) == 2, "the rare source is in some steps and not in others"
+    assert mixture.plan.efficiency() < 1, "there should be padding"
+    return steps
+
+
+@pytest.mark.parametrize("name", ["one process", "micro batch 2", *IN_TWO_PROCESSES])
+def test_loss_by_source_equals_transformers(name, trained, expected):
+    lines = read_metrics(trained.out(name))
+    assert len(lines) == len(expected) > 3
+    for line, losses in zip(lines, expected, strict=True):
+        by_source = line["loss_by_source"]
+        assert by_source == pytest.approx({source: np.mean(each) for source, each in losses.items()}, abs=1e-5, rel=0)
+        weighted = sum(loss * len(losses[source]) for source, loss in by_source.items()) / line["trained_tokens"]
+        assert weighted == pytest.approx(line["loss"], abs=1e-5, rel=0)
