@@ -21,6 +21,7 @@ from latxa_megatron.train.metrics import MetricsLog
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
 from latxa_megatron.train.stop import StopSignals
+from latxa_megatron.train.stopwatch import percentiles
 from latxa_megatron.train.validate import validate, validation_sets
 
 Watch = Callable[[int, int, StepResult], None]
@@ -120,6 +121,7 @@ def _line(
         "seconds": seconds,
         "pause": pause,
         "data_wait": result.data_wait,
+        "rank_seconds": percentiles(result.rank_seconds),
         "positions_per_second": positions / seconds,
         "model_tflops_per_rank": flops / seconds / ranks / 1e12,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,

@@ -19,6 +19,7 @@ from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import Batch, PackedDataset
 from latxa_megatron.model import device
 from latxa_megatron.model.neftune import Neftune
+from latxa_megatron.train import stopwatch
 from latxa_megatron.train.setup import Job
 
 
@@ -27,8 +28,9 @@ class StepResult:
     """loss: nats per trained token over the global batch. trained_tokens: how many those were.
 
     loss_by_source: the same of each source that has trained tokens in it; empty where the plan has one source.
-    data_wait: seconds that this rank spent on reading and gathering its samples. fault: why the update was held back, if it was;
-    first_fault: the same of a first try with the same samples, if there was one.
+    data_wait: seconds that this rank spent on reading and gathering its samples.
+    rank_seconds: seconds of each rank's own forward and backward passes (train/stopwatch.py).
+    fault: why the update was held back, if it was; first_fault: the same of a first try with the same samples, if there was one.
     """
 
     loss: float
@@ -36,6 +38,7 @@ class StepResult:
     grad_norm: float
     loss_by_source: dict[str, float]
     data_wait: float
+    rank_seconds: list[float]
     fault: str | None = None
     first_fault: str | None = None
 
@@ -146,7 +149,8 @@ def train_step(job: Job, step: int) -> StepResult:
         chunk.zero_grad_buffer()
     job.state.optimizer.zero_grad()
     reader = Reader(job.dataset)
-    total = forward_backward(job, reader, deal(step * batch, (step + 1) * batch, job.run))
+    with stopwatch.running(job.model[0].config) as own:
+        total = forward_backward(job, reader, deal(step * batch, (step + 1) * batch, job.run))
     loss, tokens, *by_source = total.tolist()
     job.guard.expect(loss / max(tokens, 1))
     _, grad_norm, _ = job.state.optimizer.step()
@@ -157,6 +161,7 @@ def train_step(job: Job, step: int) -> StepResult:
         grad_norm=float(grad_norm or 0.0),
         loss_by_source={name: nats / trained for name, nats, trained in pairs if trained},
         data_wait=reader.seconds,
+        rank_seconds=stopwatch.of_all_ranks(own.seconds()),
         fault=job.guard.fault,
     )
 

@@ -15,6 +15,7 @@ from latxa_megatron.train.loop import train
 from latxa_megatron.train.metrics import read_metrics
 from tests.tiny import load_llama, random_documents, write_store
 from tests.train.conftest import GLOBAL_BATCH, SEQ_LENGTH
+from tests.train.reporting_worker import SLEEP
 from tests.train.test_parity import document_losses
 
 SOURCES = {"eu": (70, 3), "en": (50, 4), "rare": (1, 5)}
@@ -91,3 +92,20 @@ def test_loss_by_source_equals_transformers(name, trained, expected):
         assert by_source == pytest.approx({source: np.mean(each) for source, each in losses.items()}, abs=1e-5, rel=0)
         weighted = sum(loss * len(losses[source]) for source, loss in by_source.items()) / line["trained_tokens"]
         assert weighted == pytest.approx(line["loss"], abs=1e-5, rel=0)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, slow) in IN_TWO_PROCESSES.items() if slow is not None])
+def test_the_slow_rank_is_named(name, trained):
+    """Though the ranks wait for each other and end their steps together. Each has two microbatches, and sleeps in both or none.
+
+    Of the steps the calmest is judged: a busy machine can hold up the other rank for longer in one or another.
+    """
+    _, slow = IN_TWO_PROCESSES[name]
+    lines = read_metrics(trained.out(name))
+    for line in lines:
+        assert line["seconds"] > line["rank_seconds"]["max"] > 2 * SLEEP
+    found = min((line["rank_seconds"] for line in lines), key=lambda each: each["p50"])
+    assert found["slowest_rank"] == slow
+    other = 2 * found["p50"] - found["max"]  # of two ranks the median is half the sum
+    assert other < 2 * SLEEP
+    assert found["p90"] == pytest.approx(other + 0.9 * (found["max"] - other))
