@@ -14,6 +14,7 @@ from latxa_megatron.sections import (
     CheckpointSection,
     DataSection,
     GuardSection,
+    LoggingSection,
     ModelSection,
     OptimizerSection,
     ParallelSection,
@@ -38,6 +39,7 @@ class RunConfig(Section):
     guard: GuardSection = GuardSection()
     validation: ValidationSection = ValidationSection()
     scale: ScaleSection = ScaleSection()
+    logging: LoggingSection = LoggingSection()
 
     @property
     def tokenizer(self) -> Path:

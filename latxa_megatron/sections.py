@@ -121,6 +121,13 @@ class GuardSection(Section):
     )
 
 
+class LoggingSection(Section):
+    tensorboard: bool = Field(False, description="write OUT/tensorboard too, beside metrics.jsonl")
+    wandb: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="project of Weights & Biases to log to; the environment's WANDB_MODE=offline sends nothing"
+    )
+
+
 class ValidationSection(Section):
     plans: dict[str, Path] = Field(default_factory=dict, description="pack plans that are validated on, whole, by name")
     every: PositiveInt = Field(100, description="steps between validations; the last step always has one")

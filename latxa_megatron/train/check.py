@@ -1,5 +1,6 @@
 """What is wrong with a run, found in seconds and without megatron-core: before a job is queued, and again by every rank."""
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from latxa_megatron.data.plan import PackPlan
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.model.layout import Layout, Precision, check_layout
 from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.sections import LoggingSection
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -33,6 +35,7 @@ def steps(run: RunConfig, samples: int) -> int:
 
 def check_run(run: RunConfig, world_size: int) -> None:
     """Raise LatxaError with the reason and the mend if the run cannot work on world_size ranks."""
+    _check_packages(run.logging)
     shape = LlamaShape.from_hf(run.model.hf)
     check_layout(shape, layout(run))
     if run.precision.fp8_head and (shape.tied or shape.vocab // run.parallel.tp % 16):
@@ -55,6 +58,13 @@ def check_run(run: RunConfig, world_size: int) -> None:
     if run.model.checkpoint and not run.model.checkpoint.is_dir():
         raise LatxaError(f"model.checkpoint: there is no checkpoint {run.model.checkpoint}; `latxa convert import` makes one")
     _check_data(run, shape)
+
+
+def _check_packages(section: LoggingSection) -> None:
+    for name, wanted in {"tensorboard": section.tensorboard, "wandb": section.wandb is not None}.items():
+        spec = importlib.util.find_spec(name) if wanted else None
+        if wanted and (spec is None or spec.origin is None):  # no origin: a mere directory of that name, such as W&B leaves
+            raise LatxaError(f"logging.{name}: the package is missing; pip install 'latxa-megatron[{name}]'")
 
 
 def _check_data(run: RunConfig, shape: LlamaShape) -> None:

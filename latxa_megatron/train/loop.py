@@ -17,7 +17,7 @@ from latxa_megatron.train.check import check_run
 from latxa_megatron.train.distributed import compute_same_bits, connected
 from latxa_megatron.train.flops import training_flops
 from latxa_megatron.train.guard import Patience
-from latxa_megatron.train.metrics import MetricsLog
+from latxa_megatron.train.reporting import Report, reports
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
 from latxa_megatron.train.stop import StopSignals
@@ -39,8 +39,8 @@ def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> bo
         check_run(run, dist.get_world_size())
         with _alone(run):
             job = set_up(run)
-            with StopSignals() as stop:
-                return _train(job, stop, watch)
+            with StopSignals() as stop, reports(run, job.start) as report:
+                return _train(job, stop, report, watch)
 
 
 @contextmanager
@@ -54,10 +54,9 @@ def _alone(run: RunConfig) -> Iterator[None]:
         yield
 
 
-def _train(job: Job, stop: StopSignals, watch: Watch) -> bool:
+def _train(job: Job, stop: StopSignals, report: Report | None, watch: Watch) -> bool:
     run, patience = job.run, Patience(job.run.guard)
     sets = validation_sets(run)
-    log = MetricsLog(run.out, job.start) if dist.get_rank() == 0 else None
     ended, last = time.perf_counter(), True
     for step in range(job.start, job.total):
         pause, began = time.perf_counter() - ended, time.perf_counter()
@@ -69,8 +68,8 @@ def _train(job: Job, stop: StopSignals, watch: Watch) -> bool:
         action = patience.after(result.first_fault, result.fault, can_roll_back=job.can_roll_back)
         last = step + 1 == job.total
         scores = validate(job, sets) if sets and (last or (step + 1) % run.validation.every == 0) else {}
-        if log:
-            log.write(_line(job, step, result, ended - began, pause, action, scores))
+        if report:
+            report(_line(job, step, result, ended - began, pause, action, scores))
             watch(step + 1, job.total, result)
         if action == "rolled back":
             job.roll_back(step + 1)

@@ -1,4 +1,4 @@
-"""What a run reports: one JSON line for each step, and a line for the person who watches."""
+"""metrics.jsonl: one JSON line for each step of a run."""
 
 import json
 import math

@@ -1,6 +1,8 @@
-"""What a run reports of its steps, against transformers on documents one by one."""
+"""What a run reports of its steps, against transformers on documents one by one and the readers of other programs."""
 
 import json
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latxa_megatron.config import load_run
 from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.train.check import check_run
 from latxa_megatron.train.loop import train
 from latxa_megatron.train.metrics import read_metrics
+from latxa_megatron.train.reporting import flat
 from tests.tiny import load_llama, random_documents, write_store
 from tests.train.conftest import GLOBAL_BATCH, SEQ_LENGTH
 from tests.train.reporting_worker import SLEEP
@@ -21,6 +27,7 @@ from tests.train.test_parity import document_losses
 SOURCES = {"eu": (70, 3), "en": (50, 4), "rare": (1, 5)}
 """Documents and seed of each; a step's samples may have none of the rare one."""
 FROZEN = ["optimizer.lr=1e-12", "optimizer.weight_decay=0", "checkpoint.every=null"]
+EVERYWHERE = ["logging.tensorboard=true", "logging.wandb=tiny", "checkpoint.every=2", "checkpoint.keep=3", "train.steps=5"]
 IN_TWO_PROCESSES = {  # name: overrides, the rank that is slow
     "dp2": ([], 0),
     "tp2": (["parallel.tp=2", "train.micro_batch=2"], None),
@@ -109,3 +116,86 @@ def test_the_slow_rank_is_named(name, trained):
     other = 2 * found["p50"] - found["max"]  # of two ranks the median is half the sum
     assert other < 2 * SLEEP
     assert found["p90"] == pytest.approx(other + 0.9 * (found["max"] - other))
+
+
+def events(directory: Path) -> dict[int, dict[str, float]]:
+    """Every scalar of a TensorBoard directory, by step, through TensorBoard's reader; a step that is there twice fails."""
+    reader = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    steps: dict[int, dict[str, float]] = {}
+    for tag in reader.Tags()["scalars"]:
+        for event in reader.Scalars(tag):
+            assert tag not in steps.setdefault(event.step, {}), f"step {event.step} is there twice"
+            steps[event.step][tag] = event.value
+    return steps
+
+
+def history(directory: Path) -> list[tuple[str, dict[int, dict[str, float]]]]:
+    """(id, {step: values}) of each offline W&B directory, oldest first: LevelDB's log format with W&B's own messages."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for file in sorted(directory.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
+        content, at, message, run_id, steps = file.read_bytes(), 7, b"", "", {}
+        while at + 7 <= len(content):
+            if 32768 - at % 32768 < 7:  # a block's rest, too short for a header
+                at += 32768 - at % 32768
+                continue
+            _, length, kind = struct.unpack_from("<IHB", content, at)
+            message += content[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):  # whole, or the last piece
+                record, message = Record.FromString(message), b""
+                run_id = record.run.run_id or run_id
+                items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+                if items:
+                    steps[record.history.step.num] = {k: v for k, v in items.items() if not k.startswith("_")}
+        found.append((run_id, steps))
+    return found
+
+
+@pytest.fixture(scope="module")
+def resumed(mixture):
+    """A run reported everywhere that loses its last two checkpoints and goes on from step 2; its lines before and after."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        mixture.train_here("resumed", EVERYWHERE)
+        before = read_metrics(mixture.out("resumed"))
+        for step in (4, 5):
+            shutil.rmtree(mixture.out("resumed") / "checkpoints" / f"iter_{step:07d}")
+        mixture.train_here("resumed", EVERYWHERE)
+    return before, read_metrics(mixture.out("resumed"))
+
+
+def test_tensorboard_shows_what_metrics_jsonl_has_and_no_step_twice(resumed, mixture):
+    before, after = resumed
+    assert [line["step"] for line in before] == [line["step"] for line in after] == [1, 2, 3, 4, 5]
+    assert before[1] == after[1]
+    assert before[2]["seconds"] != after[2]["seconds"]  # steps from the third on were done again
+    found = events(mixture.out("resumed") / "tensorboard")
+    assert {"loss", "grad_norm", "lr", "loss_by_source/eu", "rank_seconds/max"} <= set(found[1])
+    assert found == {line["step"]: pytest.approx(flat(line), rel=1e-6) for line in after}
+
+
+def test_wandb_goes_on_with_the_same_run(resumed, mixture):
+    before, after = resumed
+    (first_id, first), (second_id, second) = history(mixture.out("resumed"))
+    assert first_id == second_id != ""
+    assert first == {line["step"]: pytest.approx(flat(line)) for line in before}
+    assert second == {line["step"]: pytest.approx(flat(line)) for line in after[2:]}
+
+
+def test_nothing_else_is_written_unless_it_is_asked_for(trained):
+    assert [path.name for path in trained.out("one process").iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("tensorboard", "true"), ("wandb", "project")])
+def test_a_missing_package_names_its_extra(name, value, tiny_run, tmp_path, monkeypatch):
+    """Also where a directory of that name, such as W&B leaves, could be taken for the package."""
+    (tmp_path / name).mkdir()
+    run = load_run(tiny_run.file, [f"logging.{name}={value}"])
+    check_run(run, 1)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(LatxaError, match=rf"logging.{name}: .* pip install 'latxa-megatron\[{name}\]'"):
+        check_run(run, 1)
