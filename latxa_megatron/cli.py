@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,26 +171,13 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
     """
     from latxa_megatron.config import load_run
     from latxa_megatron.train.loop import train as train_run
+    from latxa_megatron.train.progress import watching
 
     run = load_run(run_file, overrides)
-    with Progress(
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps  {task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=os.environ.get("RANK", "0") != "0",
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def watch(done: int, total: int, result: Any) -> None:
-            described = f"loss {result.loss:.3f}  grad norm {result.grad_norm:.2f}"
-            bar.update(task, completed=done, total=total, description=described)
-            if not console.is_terminal:
-                console.print(f"step {done}/{total}  {described}")
-
+    first = os.environ.get("RANK", "0") == "0"
+    with watching(console) if first else nullcontext(lambda total, line: None) as watch:
         finished = train_run(run, watch)
-    if not finished and not bar.disable:
+    if not finished and first:
         console.print(f"stopped, with a checkpoint under {run.checkpoints}; the same command goes on", soft_wrap=True)
 
 

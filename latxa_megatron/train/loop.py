@@ -24,11 +24,11 @@ from latxa_megatron.train.stop import StopSignals
 from latxa_megatron.train.stopwatch import percentiles
 from latxa_megatron.train.validate import validate, validation_sets
 
-Watch = Callable[[int, int, StepResult], None]
-"""Called on rank 0 after each step with (steps done, steps in all, result)."""
+Watch = Callable[[int, dict[str, Any]], None]
+"""Called on rank 0 after each step with the steps in all and the step's line of metrics.jsonl."""
 
 
-def train(run: RunConfig, watch: Watch = lambda done, total, result: None) -> bool:
+def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     """Train a run to its end, from its newest checkpoint where it has one. Every rank calls it with the same run.
 
     SIGTERM and SIGUSR1 end it after the step under way, with a checkpoint; then, and only then, the result is False.
@@ -69,12 +69,13 @@ def _train(job: Job, stop: StopSignals, report: Report | None, watch: Watch) -> 
         last = step + 1 == job.total
         scores = validate(job, sets) if sets and (last or (step + 1) % run.validation.every == 0) else {}
         if report:
-            report(_line(job, step, result, ended - began, pause, action, scores))
-            watch(step + 1, job.total, result)
+            line = _line(job, step, result, ended - began, pause, action, scores)
+            report(line)
+            watch(job.total, line)
         if action == "rolled back":
             job.roll_back(step + 1)
         elif action == "stopped":
-            raise LatxaError(_report(job, step, result))
+            raise LatxaError(_stopped(job, step, result))
         stopping = stop.asked()
         if stopping or _save_is_due(run.checkpoint, step + 1, last):
             job.save(step + 1)
@@ -87,7 +88,7 @@ def _train(job: Job, stop: StopSignals, report: Report | None, watch: Watch) -> 
     return last
 
 
-def _report(job: Job, step: int, result: StepResult) -> str:
+def _stopped(job: Job, step: int, result: StepResult) -> str:
     run = job.run
     first, last = step * run.train.global_batch, (step + 1) * run.train.global_batch - 1
     return (
@@ -122,6 +123,7 @@ def _line(
         "data_wait": result.data_wait,
         "rank_seconds": percentiles(result.rank_seconds),
         "positions_per_second": positions / seconds,
+        "positions_per_second_per_rank": positions / seconds / ranks,
         "model_tflops_per_rank": flops / seconds / ranks / 1e12,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
