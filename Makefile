@@ -4,14 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An installed torch is left alone; without one, and without a GPU driver, this version is asked for.
 CPU_TORCH := torch==2.13.0
+NEWEST := megatron-core==0.19.2
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-newest lint format bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/latxa demo
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# Training and checkpoints on megatron-core's newest release, which asks for Python 3.12 but runs on 3.11 too.
+test-newest: $(VENV)/newest
+	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest tests/train tests/convert
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -47,6 +52,9 @@ $(VENV)/dev: $(VENV)/demo
 	$(BIN)/pip install --quiet --editable '.[demo,dev]'
 	$(BIN)/pip install --quiet --no-deps llama-models
 	@touch $@
+
+$(VENV)/newest: $(VENV)/dev
+	$(BIN)/pip install --quiet --ignore-requires-python --no-deps --target $@ '$(NEWEST)' triton
 
 clean:
 	rm -rf $(VENV) build demo-out

@@ -94,6 +94,6 @@ def flat(line: dict[str, Any]) -> dict[str, float]:
     for name, value in line.items():
         if isinstance(value, dict):
             found.update({f"{name}/{inner}": each for inner, each in flat(value).items()})
-        elif name != "step":
+        elif name != "step" and isinstance(value, int | float):
             found[name] = value
     return found
