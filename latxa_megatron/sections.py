@@ -116,6 +116,9 @@ class GuardSection(Section):
     )
     grad_norm_spike: Annotated[float, Field(gt=1)] | None = Field(100.0, description="the same for the gradient norm")
     skips: NonNegativeInt = Field(3, description="steps in a row that may be passed over; the next one rolls back")
+    hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        30, description="a step, validation or save that takes longer ends the run, with a report of where each rank stands"
+    )
     rollbacks: NonNegativeInt = Field(
         2, description="how often a run may go back to its last checkpoint and leave out the samples since; then it stops"
     )

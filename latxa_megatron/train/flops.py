@@ -5,6 +5,15 @@ import numpy.typing as npt
 
 from latxa_megatron.model.llama import LlamaShape
 
+PEAK = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "B200": 2250}
+"""Dense bf16 TFLOP/s of NVIDIA's datasheets, by a part of the name that the driver gives; the first that fits."""
+
+
+def utilization(tflops: float, gpu: str) -> float | None:
+    """MFU: model TFLOP/s as a share of the peak in bf16, also where products are in FP8; None for a GPU that is not in PEAK."""
+    peak = next((peak for name, peak in PEAK.items() if name in gpu), None)
+    return tflops / peak if peak else None
+
 
 def matrix_parameters(shape: LlamaShape) -> int:
     """Parameters that take part in a product for every token: all but the embedding and the norms. Tied heads count."""

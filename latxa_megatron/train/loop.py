@@ -12,11 +12,13 @@ import torch.distributed as dist
 from latxa_megatron.config import RunConfig
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import locked
+from latxa_megatron.model import device
 from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train.check import check_run
 from latxa_megatron.train.distributed import compute_same_bits, connected
-from latxa_megatron.train.flops import training_flops
+from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.guard import Patience
+from latxa_megatron.train.hang import HangWatch
 from latxa_megatron.train.reporting import Report, reports
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
@@ -39,8 +41,12 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
         check_run(run, dist.get_world_size())
         with _alone(run):
             job = set_up(run)
-            with StopSignals() as stop, reports(run, job.start) as report:
-                return _train(job, stop, report, watch)
+            with (
+                StopSignals() as stop,
+                reports(run, job.start) as report,
+                HangWatch(run.out, run.guard.hang_minutes) as hang,
+            ):
+                return _train(job, stop, hang, report, watch)
 
 
 @contextmanager
@@ -54,11 +60,12 @@ def _alone(run: RunConfig) -> Iterator[None]:
         yield
 
 
-def _train(job: Job, stop: StopSignals, report: Report | None, watch: Watch) -> bool:
+def _train(job: Job, stop: StopSignals, hang: HangWatch, report: Report | None, watch: Watch) -> bool:
     run, patience = job.run, Patience(job.run.guard)
     sets = validation_sets(run)
     ended, last = time.perf_counter(), True
     for step in range(job.start, job.total):
+        hang.beat()
         pause, began = time.perf_counter() - ended, time.perf_counter()
         job.state.schedule.step(1)
         result = train_step(job, step)
@@ -67,6 +74,7 @@ def _train(job: Job, stop: StopSignals, report: Report | None, watch: Watch) -> 
         ended = time.perf_counter()
         action = patience.after(result.first_fault, result.fault, can_roll_back=job.can_roll_back)
         last = step + 1 == job.total
+        hang.beat()
         scores = validate(job, sets) if sets and (last or (step + 1) % run.validation.every == 0) else {}
         if report:
             line = _line(job, step, result, ended - began, pause, action, scores)
@@ -77,6 +85,7 @@ def _train(job: Job, stop: StopSignals, report: Report | None, watch: Watch) -> 
         elif action == "stopped":
             raise LatxaError(_stopped(job, step, result))
         stopping = stop.asked()
+        hang.beat()
         if stopping or _save_is_due(run.checkpoint, step + 1, last):
             job.save(step + 1)
             stopping = stopping or stop.asked()  # while it was saved
@@ -110,6 +119,7 @@ def _line(
     first, last = step * run.train.global_batch, (step + 1) * run.train.global_batch
     positions = run.train.global_batch * run.data.seq_length
     flops = training_flops(job.shape, job.dataset.document_positions(first, last))
+    tflops = flops / seconds / ranks / 1e12
     line = {
         "step": step + 1,
         "loss": result.loss,
@@ -117,6 +127,7 @@ def _line(
         "grad_norm": result.grad_norm,
         "lr": job.state.schedule.optimizer.param_groups[0]["lr"],
         "trained_tokens": result.trained_tokens,
+        "trained_share": result.trained_tokens / positions,
         "positions": positions,
         "seconds": seconds,
         "pause": pause,
@@ -124,9 +135,11 @@ def _line(
         "rank_seconds": percentiles(result.rank_seconds),
         "positions_per_second": positions / seconds,
         "positions_per_second_per_rank": positions / seconds / ranks,
-        "model_tflops_per_rank": flops / seconds / ranks / 1e12,
+        "model_tflops_per_rank": tflops,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
+    if device.on_gpu():
+        line["mfu"] = utilization(tflops, torch.cuda.get_device_name())
     if action:
         line["fault"] = {"first": result.first_fault, "again": result.fault, "action": action}
     if scores:

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latxa_megatron.model.llama import LlamaShape
-from latxa_megatron.train.flops import training_flops
+from latxa_megatron.train.flops import training_flops, utilization
 from tests.tiny import load_llama, write_llama
 
 
@@ -23,3 +23,11 @@ def test_training_flops_are_those_that_torch_counts(tied, tmp_path):
         counted += counter.get_total_flops()
         square += 6 * shape.layers * shape.heads * shape.head_dim * n * n
     assert training_flops(shape, np.array(lengths)) == pytest.approx(counted - square, rel=1e-3)
+
+
+def test_utilization():
+    assert utilization(494.5, "NVIDIA H100 80GB HBM3") == 0.5
+    assert utilization(989.0, "NVIDIA H200") == 1.0
+    assert utilization(78.0, "NVIDIA A100-SXM-64GB") == 0.25
+    assert utilization(378.0, "NVIDIA H100 PCIe") == 0.5
+    assert utilization(1.0, "Some other GPU") is None
