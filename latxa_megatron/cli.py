@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from latxa_megatron import launcher
 from latxa_megatron.errors import LatxaError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
     from latxa_megatron.train.progress import watching
 
     run = load_run(run_file, overrides)
-    first = os.environ.get("RANK", "0") == "0"
+    first = launcher.rank() == 0
     with watching(console) if first else nullcontext(lambda total, line: None) as watch:
         finished = train_run(run, watch)
     if not finished and first:
@@ -300,7 +301,7 @@ def main() -> None:
     try:
         app()
     except (LatxaError, OSError) as error:  # OSError: no permission, a full disk; it names its file
-        rank = os.environ.get("RANK", "0")
-        who = "" if rank == "0" else f"rank {rank}: "
+        rank = launcher.rank()
+        who = f"rank {rank}: " if rank else ""
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{who}error: {error}"))
         sys.exit(2)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from latxa_megatron.launcher import adopt_srun
 from latxa_megatron.model import device
 from latxa_megatron.model.layout import Layout
 
@@ -36,9 +37,10 @@ def connected() -> Iterator[None]:
 
 
 def connect() -> None:
-    """Join the process group that torchrun described; a group of one where there is no launcher."""
+    """Join the process group that torchrun or srun described; a group of one where there is no launcher."""
     if dist.is_initialized():
         return
+    adopt_srun()
     options: dict[str, Any] = {"backend": "gloo"}
     if device.on_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,43 @@
+"""Processes that srun starts find each other by what it puts into their environment."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from latxa_megatron.launcher import of_srun
+from latxa_megatron.train.metrics import read_metrics
+
+TASK = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "1230042"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node7", "node7"), ("node7,node9", "node7"), ("lrdn[0007-0009,12]", "lrdn0007"), ("a-b3-[5,7],c1", "a-b3-5")],
+)
+def test_what_torchrun_would_have_said(nodes, first):
+    expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": first, "MASTER_PORT": "20042"}
+    assert of_srun({**TASK, "SLURM_STEP_NODELIST": nodes}) == expected
+
+
+def test_two_tasks_train_one_run(tiny_run):
+    out = tiny_run.out("srun")
+    command = [sys.executable, "-m", "latxa_megatron", "train", tiny_run.file, f"out={out}", "parallel.pp=2", "train.steps=2"]
+    job = str(os.getpid())
+    tasks = [
+        subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank),
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_JOB_ID": job,
+            },
+        )
+        for rank in range(2)
+    ]
+    assert [task.wait() for task in tasks] == [0, 0]
+    assert [line["step"] for line in read_metrics(out)] == [1, 2]
