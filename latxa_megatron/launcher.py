@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from latxa_megatron.errors import LatxaError
+
 
 def rank() -> int:
     """This process's number among those of its run; 0 where there is no launcher."""
@@ -19,12 +21,16 @@ def adopt_srun() -> None:
 
 def of_srun(task: Mapping[str, str]) -> dict[str, str]:
     """What torchrun would have said, from the environment of one of srun's tasks. The port of rank 0 follows from the job."""
-    first = re.match(r"([^,\[]+)(?:\[(\d+))?", task["SLURM_STEP_NODELIST"])  # node7,node9 or node[007-009,12]
-    assert first is not None
+    nodes = task["SLURM_STEP_NODELIST"]
+    first = re.match(r"([^,\[\]]+)(?:\[(\d+)[^\]]*\])?(?:,|$)", nodes)  # node7,node9 or node[007-009,12]
+    if first is None and "MASTER_ADDR" not in task:
+        raise LatxaError(f"SLURM_STEP_NODELIST: which node is the first of '{nodes}'? Set MASTER_ADDR to it")
+    host = first[1] + (first[2] or "") if first else ""
+    step = int(task["SLURM_JOB_ID"]) + int(task["SLURM_STEP_ID"])
     return {
         "RANK": task["SLURM_PROCID"],
         "WORLD_SIZE": task["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": task["SLURM_LOCALID"],
-        "MASTER_ADDR": task.get("MASTER_ADDR", first[1] + (first[2] or "")),
-        "MASTER_PORT": task.get("MASTER_PORT", str(20000 + int(task["SLURM_JOB_ID"]) % 10000)),
+        "MASTER_ADDR": task.get("MASTER_ADDR", host),
+        "MASTER_PORT": task.get("MASTER_PORT", str(20000 + step % 10000)),
     }

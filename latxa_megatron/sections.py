@@ -53,7 +53,6 @@ class PrecisionSection(Section):
     )
     fp8_params: bool = Field(False, description="the layers' weights are kept in FP8, beside the optimizer's in fp32")
     fp8_head: bool = Field(False, description="the output head is computed in FP8 too")
-    fp8_attention: bool = Field(False, description="attention's two products in FP8 too")
     bf16_layers: list[NonNegativeInt] = Field(
         [0, 0], min_length=2, max_length=2, description="so many first and last layers stay in bf16 under fp8"
     )
@@ -64,7 +63,7 @@ class PrecisionSection(Section):
         if self.dtype == "fp32" and self.gradients == "bf16":
             raise ValueError("precision.gradients: bf16 sums go with bf16 weights; set it to fp32")
         if self.fp8 == "none":
-            for name in ("fp8_params", "fp8_head", "fp8_attention"):
+            for name in ("fp8_params", "fp8_head"):
                 if getattr(self, name):
                     raise ValueError(f"precision.{name}: goes with an FP8 recipe, and precision.fp8 is none")
         elif self.dtype == "fp32":

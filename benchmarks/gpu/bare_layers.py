@@ -7,28 +7,15 @@ JSON line: seconds a step (median after the second) and model TFLOP/s.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
-import sys
 import time
-import types
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-
-def with_apex_or_its_equal() -> None:
-    """megatron-core wants apex for the head's weight gradient; plain products do the same sum where it is missing."""
-    name = "fused_weight_gradient_mlp_cuda"
-    if importlib.util.find_spec(name) is None:
-        module = types.ModuleType(name)
-        module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
-        module.wgrad_gemm_accum_fp16 = lambda x, dy, into: into.addmm_(dy.flatten(0, -2).t(), x.flatten(0, -2))  # type: ignore[attr-defined]
-        sys.modules[name] = module
 
 
 def build(hf: dict[str, Any], fp8: str) -> tuple[Any, Any]:
@@ -116,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
-    with_apex_or_its_equal()
+    # this room, when imported, stands in for apex, which megatron-core wants for the head's weight gradient
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from latxa_megatron.model.llama import LlamaShape

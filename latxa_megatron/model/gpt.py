@@ -2,10 +2,12 @@
 
 from typing import Any, Literal, TypeAlias
 
+import megatron.core
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
+from packaging.version import Version
 
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.model import device
@@ -78,11 +80,11 @@ def _fp8(precision: Precision) -> dict[str, Any]:
         return {}
     if not device.has_transformer_engine():
         raise LatxaError(f"precision.fp8: {precision.fp8} needs a GPU and Transformer Engine; set it to none")
+    if precision.fp8_params and Version(megatron.core.__version__) < Version("0.19"):
+        raise LatxaError("precision.fp8_params: needs megatron-core 0.19 or newer, which transposes gathered weights anew")
     options: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": precision.fp8, "fp8_param": precision.fp8_params}
     if precision.fp8 == "delayed":
         options.update(fp8_amax_history_len=1024, fp8_amax_compute_algo="max")
-    if precision.fp8_attention:
-        options.update(fp8_dot_product_attention=True)
     if any(precision.bf16_layers):
         first, last = precision.bf16_layers
         options.update(first_last_layers_bf16=True, num_layers_at_start_in_bf16=first, num_layers_at_end_in_bf16=last)
@@ -102,7 +104,8 @@ def build_model(
     if precision.fp8 != "none":
         from latxa_megatron.model import fp8  # needs Transformer Engine
 
-        fp8.cast_weights_without_transpose()
+        if precision.fp8_params:
+            fp8.cast_weights_without_transpose()
         if precision.fp8_head and chunks[-1].post_process:
             fp8.replace_head(chunks[-1], shape.vocab)
     return [chunk.to(device.device()) for chunk in chunks]

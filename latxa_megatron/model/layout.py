@@ -32,8 +32,8 @@ class Layout:
 class Precision:
     """bf16 or fp32 parameters, the type that gradients are summed in, and what Transformer Engine does in FP8.
 
-    fp8: its recipe, "none" for no FP8. fp8_params keeps the layers' weights in FP8; fp8_head and fp8_attention compute the output
-    head and attention in it; so many first and last layers as bf16_layers says stay out of it.
+    fp8: its recipe, "none" for no FP8. fp8_params keeps the layers' weights in FP8; fp8_head computes the output head in it; so
+    many first and last layers as bf16_layers says stay out of it.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -41,7 +41,6 @@ class Precision:
     fp8: str = "none"
     fp8_params: bool = False
     fp8_head: bool = False
-    fp8_attention: bool = False
     bf16_layers: tuple[int, int] = (0, 0)
 
 

@@ -23,9 +23,7 @@ def layout(run: RunConfig) -> Layout:
 def precision(run: RunConfig) -> Precision:
     p = run.precision
     first, last = p.bf16_layers
-    return Precision(
-        _DTYPES[p.dtype], _DTYPES[p.gradients], p.fp8, p.fp8_params, p.fp8_head, p.fp8_attention, bf16_layers=(first, last)
-    )
+    return Precision(_DTYPES[p.dtype], _DTYPES[p.gradients], p.fp8, p.fp8_params, p.fp8_head, bf16_layers=(first, last))
 
 
 def steps(run: RunConfig, samples: int) -> int:
@@ -38,6 +36,10 @@ def check_run(run: RunConfig, world_size: int) -> None:
     _check_packages(run.logging)
     shape = LlamaShape.from_hf(run.model.hf)
     check_layout(shape, layout(run))
+    if run.precision.fp8 != "none":
+        widths = (shape.hidden * run.parallel.tp, shape.ffn, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim)
+        if any(width // run.parallel.tp % 16 for width in widths):
+            raise LatxaError(f"precision.fp8: {run.model.hf} has layers that are no multiples of 16 wide at tp {run.parallel.tp}")
     if run.precision.fp8_head and (shape.tied or shape.vocab // run.parallel.tp % 16):
         why = "shares its weights with the embedding" if shape.tied else f"has {shape.vocab} rows, not a multiple of 16 x tp"
         raise LatxaError(f"precision.fp8_head: the head of {run.model.hf} {why}; set it to false")

@@ -3,10 +3,12 @@
 What they hold, and finding and loading them; save.py writes them.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
@@ -52,13 +54,32 @@ def iteration_directory(root: Path, step: int) -> Path:
 
 def latest(root: Path) -> Path | None:
     """The newest whole checkpoint under root, or None."""
-    found = sorted((path for path in root.glob("iter_*") if path.suffix == "" and _is_whole(path)), reverse=True)
-    return found[0] if found else None
+    return next(filter(_is_whole, _newest_first(root)), None)
+
+
+def latest_for_all(root: Path) -> Path | None:
+    """The same as rank 0 sees it, who names on standard error what is passed over. All ranks call it."""
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        found = [latest(root)]
+        for path in _newest_first(root):
+            if path == found[0]:
+                break
+            print(f"{path}: is damaged, and passed over", file=sys.stderr, flush=True)
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _newest_first(root: Path) -> list[Path]:
+    return sorted((path for path in root.glob("iter_*") if path.suffix == ""), reverse=True)
 
 
 def _is_whole(directory: Path) -> bool:
     """Whether every file that run.json lists is there with its size."""
-    sizes = read_facts(directory).get("bytes")
+    try:
+        sizes = read_facts(directory).get("bytes")
+    except LatxaError:  # run.json itself is damaged
+        return False
     return sizes is not None and all(
         (directory / name).is_file() and (directory / name).stat().st_size == size for name, size in sizes.items()
     )

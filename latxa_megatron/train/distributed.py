@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from latxa_megatron.config import RunConfig
 from latxa_megatron.launcher import adopt_srun
 from latxa_megatron.model import device
 from latxa_megatron.model.layout import Layout
@@ -24,11 +26,16 @@ def compute_same_bits(wanted: bool) -> None:
         os.environ.update(_SAME_BITS)
 
 
+def patience(run: RunConfig) -> timedelta:
+    """How long a rank waits for another before the library ends it: longer than the run's own watch, which can say more."""
+    return timedelta(minutes=(run.guard.hang_minutes or 24 * 60) + 30)
+
+
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(limit: timedelta | None = None) -> Iterator[None]:
     """connect() for the length of a block; a group that was there before stays."""
     there = dist.is_initialized()
-    connect()
+    connect(limit)
     try:
         yield
     finally:
@@ -36,21 +43,24 @@ def connected() -> Iterator[None]:
             disconnect()
 
 
-def connect() -> None:
-    """Join the process group that torchrun or srun described; a group of one where there is no launcher."""
+def connect(limit: timedelta | None = None) -> None:
+    """Join the process group that torchrun or srun described; a group of one where there is no launcher.
+
+    limit: how long an operation waits for the other ranks; torch's choice where it is not given.
+    """
     if dist.is_initialized():
         return
     adopt_srun()
     options: dict[str, Any] = {"backend": "gloo"}
     if device.on_gpu():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())  # srun may show each task its own
         options = {"backend": "nccl", "device_id": device.device()}
     if "RANK" not in os.environ:
         options.update(store=dist.HashStore(), rank=0, world_size=1)
-    dist.init_process_group(**options)
+    dist.init_process_group(**options, timeout=limit)
 
 
-def spread(layout: Layout, seed: int) -> None:
+def spread(layout: Layout, seed: int, limit: timedelta = timedelta(minutes=30)) -> None:
     """Lay the ranks out as megatron-core does, and seed the random states of each."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
@@ -58,6 +68,7 @@ def spread(layout: Layout, seed: int) -> None:
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None,
+        distributed_timeout_minutes=int(limit.total_seconds() / 60),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 

@@ -6,6 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from latxa_megatron.model import device
 from latxa_megatron.sections import GuardSection
 
 HISTORY = 100
@@ -13,7 +17,7 @@ HISTORY = 100
 
 
 class Guard:
-    """Stands before the optimizer's update and lets it through or not. Every rank has the same numbers and decides the same."""
+    """Stands before the optimizer's update and lets it through or not, on all ranks alike."""
 
     def __init__(self, section: GuardSection, optimizer: Any) -> None:
         self._section = section
@@ -30,7 +34,7 @@ class Guard:
 
     def _judge(self) -> Any:
         norm = self._grad_norm()
-        self.fault = self._fault(self._loss, float(norm))
+        self.fault = _agreed(self._fault(self._loss, float(norm)))
         if self.fault is None:
             self._losses.append(self._loss)
             self._norms.append(float(norm))
@@ -49,6 +53,13 @@ class Guard:
 
     def _let_through(self) -> bool:
         return self.fault is None and bool(self._update())
+
+
+def _agreed(fault: str | None) -> str | None:
+    """Ranks have the same loss and norm, unless the hardware of one fails; then all take it as a fault."""
+    flag = torch.tensor([fault is not None], dtype=torch.int32, device=device.device())
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return fault or ("another rank found a fault, this one none" if flag.item() else None)
 
 
 class Patience:

@@ -3,6 +3,7 @@
 Ranks that wait for another in a collective operation all stand in it; the one that they wait for stands elsewhere.
 """
 
+import contextlib
 import faulthandler
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-GRACE = 3.0
+GRACE = 10.0
 """Seconds in which all ranks write their files, before rank 0 reads them; and again until all ranks end."""
 
 _FRAME = re.compile(r'  File "(.+)", line (\d+) in (\S+)')
@@ -32,7 +33,7 @@ class HangWatch:
     def __enter__(self) -> "HangWatch":
         if self._seconds is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = rank_file(self._directory, self._rank).open("w", encoding="utf-8")
+            self._file = rank_file(self._directory, self._rank).open("a", encoding="utf-8")
             threading.Thread(target=self._watch, name="hang watch", daemon=True).start()
         return self
 
@@ -41,7 +42,10 @@ class HangWatch:
             self._over.set()
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
-            Path(self._file.name).unlink()
+            with contextlib.suppress(OSError):  # stacks of an earlier start stay, with their directory
+                if not Path(self._file.name).stat().st_size:
+                    Path(self._file.name).unlink()
+                self._directory.rmdir()
 
     def beat(self) -> None:
         """Say that the run goes on; called at the begin of each step, validation and save."""
@@ -52,6 +56,8 @@ class HangWatch:
     def _watch(self) -> None:
         while not self._over.wait(1.0):
             late = time.monotonic() - self._deadline
+            if late > 0:
+                os.fsync(self._file.fileno())  # for rank 0, on another node
             if late > GRACE and self._rank == 0:
                 text = report(self._directory, self._ranks)
                 (self._directory / "report.txt").write_text(text, encoding="utf-8")
@@ -80,7 +86,7 @@ def report(directory: Path, ranks: int) -> str:
 
 def _place(stacks: str) -> str:
     """The innermost call of the thread that trains, and the innermost of this package's."""
-    for thread in stacks.split("\n\n"):
+    for thread in stacks.rpartition("Timeout (")[2].split("\n\n"):
         frames = _FRAME.findall(thread)  # innermost first
         if any(file.endswith("train/loop.py") for file, _, _ in frames):
             here = [f"{name} ({_short(file)}:{line})" for file, line, name in frames]

@@ -15,7 +15,7 @@ from latxa_megatron.files import locked
 from latxa_megatron.model import device
 from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train.check import check_run
-from latxa_megatron.train.distributed import compute_same_bits, connected
+from latxa_megatron.train.distributed import compute_same_bits, connected, patience
 from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.hang import HangWatch
@@ -37,7 +37,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     Raises LatxaError for a run that cannot work, before any model is built.
     """
     compute_same_bits(run.train.deterministic)
-    with connected():
+    with connected(patience(run)):
         check_run(run, dist.get_world_size())
         with _alone(run):
             job = set_up(run)
@@ -61,7 +61,7 @@ def _alone(run: RunConfig) -> Iterator[None]:
 
 
 def _train(job: Job, stop: StopSignals, hang: HangWatch, report: Report | None, watch: Watch) -> bool:
-    run, patience = job.run, Patience(job.run.guard)
+    run, faults = job.run, Patience(job.run.guard)
     sets = validation_sets(run)
     ended, last = time.perf_counter(), True
     for step in range(job.start, job.total):
@@ -70,29 +70,35 @@ def _train(job: Job, stop: StopSignals, hang: HangWatch, report: Report | None, 
         job.state.schedule.step(1)
         result = train_step(job, step)
         if result.fault:  # once more: what the samples or the weights do comes again, what the hardware did hardly
+            job.saver.finish()
+            hang.beat()
             result = replace(train_step(job, step), first_fault=result.fault)
         ended = time.perf_counter()
-        action = patience.after(result.first_fault, result.fault, can_roll_back=job.can_roll_back)
+        action = faults.after(result.first_fault, result.fault, can_roll_back=job.can_roll_back)
+        if action == "rolled back":
+            job.roll_back(step + 1)
         last = step + 1 == job.total
         hang.beat()
-        scores = validate(job, sets) if sets and (last or (step + 1) % run.validation.every == 0) else {}
+        due = (last or (step + 1) % run.validation.every == 0) and action != "stopped"
+        scores = validate(job, sets) if sets and due else {}
         if report:
             line = _line(job, step, result, ended - began, pause, action, scores)
             report(line)
             watch(job.total, line)
-        if action == "rolled back":
-            job.roll_back(step + 1)
-        elif action == "stopped":
+        if action == "stopped":
             raise LatxaError(_stopped(job, step, result))
         stopping = stop.asked()
-        hang.beat()
         if stopping or _save_is_due(run.checkpoint, step + 1, last):
+            hang.beat()
+            job.saver.finish()
+            hang.beat()
             job.save(step + 1)
             stopping = stopping or stop.asked()  # while it was saved
         else:
             job.saver.poll()
         if stopping:
             break
+    hang.beat()
     job.saver.finish()
     return last
 
@@ -101,7 +107,7 @@ def _stopped(job: Job, step: int, result: StepResult) -> str:
     run = job.run
     first, last = step * run.train.global_batch, (step + 1) * run.train.global_batch - 1
     return (
-        f"step {step + 1}: {result.fault}; the {run.guard.skips} steps before it were passed over for the like. Its samples are "
+        f"step {step + 1}: {result.fault}. That was one step more than guard.skips and guard.rollbacks allow; its samples are "
         f"{first} to {last} of {run.data.plan}. Start again from the last checkpoint with a lower optimizer.lr, or see what "
         "`latxa data inspect` shows of the samples"
     )

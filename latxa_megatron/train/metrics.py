@@ -21,11 +21,14 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: None if _is_no_number(value) else value for key, value in values.items()}) + "\n")
+            file.write(json.dumps(_numbers(values)) + "\n")
 
 
-def _is_no_number(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)  # JSON has neither infinity nor NaN
+def _numbers(value: Any) -> Any:
+    """The same with null for what is no number: JSON has neither infinity nor NaN."""
+    if isinstance(value, dict):
+        return {key: _numbers(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

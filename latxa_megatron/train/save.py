@@ -4,12 +4,14 @@ A checkpoint is filled as iter_NNNNNNN.partial and renamed when all ranks are do
 """
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import megatron.core
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
@@ -28,10 +30,10 @@ from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train.checkpoint import CONTENT, RUN_FILE, TRACKER, iteration_directory
 from latxa_megatron.train.stop import held_back
 
-_OWN_WRITER: dict[str, Any] = {} if megatron.core.__version__ < "0.19" else {"async_strategy": "mcore"}
+_OWN_WRITER = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _UnderWay:
     """A checkpoint that is being written. sums: once its files are there, their hashes, those of this rank's share."""
 
@@ -62,7 +64,7 @@ class Saver:
         device.release_unused()  # megatron-core copies the optimizer's state: once to gather it, once to write it
         begun = _UnderWay(iteration_directory(self._root, step), {"step": step, **facts})
         _clear(begun.partial)
-        with held_back():  # for the processes that write: a signal to all processes of a job would end them, and the save
+        with held_back(), _writing(begun.partial):  # a signal to all processes of a job would end those that write
             request = _write(sharded_state, begun.partial, background=self._section.async_save)
             if request is not None:
                 self._calls.schedule_async_request(request)
@@ -85,26 +87,29 @@ class Saver:
         if now is None:
             return
         if now.sums is None:
-            try:
+            with _writing(now.partial):
                 self._calls.maybe_finalize_async_calls(blocking=wait)
-            except (CheckpointException, CheckpointingException, OSError) as error:
-                raise LatxaError(f"{now.partial}: could not be written ({_first_line(error)})") from None
             if self._calls.get_num_unfinalized_calls() == 0:
                 filesystem_async._results_queue = None  # ends the process behind it, which has loaded torch and would stay
-                self._under_way = _UnderWay(now.final, now.facts, self._hashing.submit(_sums_of_share, now.partial))
+                now.sums = self._hashing.submit(_sums, now.partial, _share(now.partial))
         elif wait or _on_all_ranks(now.sums.done()):
             _publish(now.partial, now.final, now.facts, now.sums.result())
             self._tidy(now.facts["step"])
             self._under_way = None
 
     def _tidy(self, step: int) -> None:
-        """Point the tracker at `step`, and remove what is neither among the newest `keep` nor at a multiple of `keep_every`."""
+        """Point the tracker at `step`, and remove all but the newest `keep` up to it and those at multiples of `keep_every`.
+
+        Later ones were damaged, or the run would have gone on from there; an unfinished one is what a killed save left.
+        """
         if dist.get_rank() == 0:
             write_atomically(self._root / TRACKER, f"{step}\n")
-            kept = self._section.keep_every
-            for old in sorted(self._root.glob("iter_???????"))[: -self._section.keep]:
-                if kept is None or int(old.name.removeprefix("iter_")) % kept:
-                    shutil.rmtree(old)
+            there = {int(path.name.removeprefix("iter_")): path for path in self._root.glob("iter_???????")}
+            upto = sorted(number for number in there if number <= step)
+            every = self._section.keep_every
+            kept = {*upto[-self._section.keep :], *(number for number in upto if every and number % every == 0)}
+            for old in [*(there[number] for number in there.keys() - kept), *self._root.glob("*.partial")]:
+                shutil.rmtree(old)
         dist.barrier()
 
 
@@ -112,10 +117,10 @@ def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> 
     """Write a sharded state dict as the torch_dist directory `final`, with facts and file hashes in run.json."""
     partial = final.with_name(final.name + ".partial")
     _clear(partial)
-    with held_back():
+    with held_back(), _writing(partial):
         _write(sharded_state, partial, background=False)
     filesystem_async._results_queue = None
-    _publish(partial, final, facts, _sums_of_share(partial))
+    _publish(partial, final, facts, _sums(partial, _share(partial)))
 
 
 def _clear(partial: Path) -> None:
@@ -131,16 +136,24 @@ def _write(sharded_state: dict[str, Any], partial: Path, *, background: bool) ->
     if parallel_state.model_parallel_is_initialized():
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(strategy, group, True)
-    options = _OWN_WRITER if background else {}
+    options: dict[str, Any] = _OWN_WRITER if background else {}
     return dist_checkpointing.save(
         sharded_state, str(partial), strategy, async_sharded_save=background, content_metadata=CONTENT, **options
     )
 
 
-def _sums_of_share(partial: Path) -> dict[str, str]:
-    """SHA-256 of every n-th file, n ranks doing one share each: a large checkpoint takes one rank longer than others wait."""
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    return {str(path.relative_to(partial)): sha256(path) for path in files[dist.get_rank() :: dist.get_world_size()]}
+def _share(partial: Path) -> list[str]:
+    """The files of a checkpoint that this rank hashes: one rank alone would take longer than the others wait. All ranks call it.
+
+    Rank 0 says which files there are: another node may not see the newest yet.
+    """
+    names = [sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())]
+    dist.broadcast_object_list(names, src=0)
+    return names[0][dist.get_rank() :: dist.get_world_size()]
+
+
+def _sums(partial: Path, names: list[str]) -> dict[str, str]:
+    return {name: sha256(partial / name) for name in names}
 
 
 def _publish(partial: Path, final: Path, facts: dict[str, Any], sums: dict[str, str]) -> None:
@@ -163,5 +176,11 @@ def _on_all_ranks(done: bool) -> bool:
     return bool(flag.item())
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+@contextmanager
+def _writing(partial: Path) -> Iterator[None]:
+    """Make one sentence of what megatron-core says of a disk that is full, or gone."""
+    try:
+        yield
+    except (CheckpointException, CheckpointingException, OSError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        raise LatxaError(f"{partial}: could not be written ({reason[:200]})") from None

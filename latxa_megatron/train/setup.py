@@ -14,7 +14,7 @@ from latxa_megatron.model.neftune import Neftune
 from latxa_megatron.train import checkpoint
 from latxa_megatron.train.check import layout, precision, steps
 from latxa_megatron.train.checkpoint import State
-from latxa_megatron.train.distributed import spread
+from latxa_megatron.train.distributed import patience, spread
 from latxa_megatron.train.guard import Guard
 from latxa_megatron.train.optimizer import build_optimizer, build_schedule, gather_weights, unwrap, wrap
 from latxa_megatron.train.save import Saver
@@ -41,13 +41,13 @@ class Job:
         self.saver.save(step, checkpoint.sharded(self.state), _facts(self.run, self.dataset))
 
     def can_roll_back(self) -> bool:
-        """Whether there is a checkpoint, once the one under way is done. All ranks call it."""
-        self.saver.finish()
-        return checkpoint.latest(self.run.checkpoints) is not None
+        """Whether there is a whole checkpoint. All ranks call it."""
+        return checkpoint.latest_for_all(self.run.checkpoints) is not None
 
     def roll_back(self, step: int) -> None:
         """Take weights and optimizer state from the newest checkpoint; the schedule and the data stay after `step` steps."""
-        newest = checkpoint.resolve(self.run.checkpoints)
+        newest = checkpoint.latest_for_all(self.run.checkpoints)
+        assert newest is not None
         self.state.schedule.num_steps = 0  # megatron-core's load_state_dict adds to them
         done = int(checkpoint.load(newest, self.state)["step"])
         self.state.schedule.step(step - done)
@@ -58,14 +58,14 @@ def set_up(run: RunConfig) -> Job:
 
     Raises LatxaError where the checkpoint belongs to other data.
     """
-    spread(layout(run), run.train.seed)
+    spread(layout(run), run.train.seed, patience(run))
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)
     chunks = build_model(shape, layout(run), precision(run), run.train.recompute, deterministic=run.train.deterministic)
     noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)
     noise.attach(chunks[0])
-    resumed = checkpoint.latest(run.checkpoints)
+    resumed = checkpoint.latest_for_all(run.checkpoints)
     if resumed is None and run.model.checkpoint:
         checkpoint.load_weights(checkpoint.resolve(run.model.checkpoint), chunks)
     model = wrap(chunks, precision(run))

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 @contextmanager
 def held_back() -> Iterator[None]:
     """Let the signals wait while a block runs, for this thread and the processes that it starts, which have no handlers."""
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and lets SIGTERM through after that
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

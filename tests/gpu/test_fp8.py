@@ -33,7 +33,7 @@ def test_head_in_fp8():
     assert 1e-4 < relative(head.weight.grad, dy.float().flatten(0, 1).t() @ x.float().flatten(0, 1)) < 1e-1
 
 
-def test_flat_weights_are_cast_as_before():
+def test_flat_weights_are_cast_as_before(monkeypatch):
     import transformer_engine_torch as tex
     from transformer_engine.pytorch.tensor.float8_tensor import Float8Quantizer
 
@@ -43,7 +43,11 @@ def test_flat_weights_are_cast_as_before():
     quantizer = Float8Quantizer(torch.full((1,), 100.0, device="cuda"), torch.empty(1, device="cuda"), tex.DType.kFloat8E4M3)
     expected, found = (quantizer(torch.zeros_like(weight)) for _ in range(2))
     fp8._update_quantized(quantizer, weight, expected)
+    seen = []
+    real = fp8._update_quantized
+    monkeypatch.setattr(fp8, "_update_quantized", lambda *a, **k: seen.append(a[0].columnwise_usage) or real(*a, **k))
     fp8._without_transpose(quantizer, weight, found)
+    assert seen == [False]
     assert torch.equal(found._data, expected._data)
     assert found._data.any()
     assert quantizer.columnwise_usage

@@ -44,6 +44,11 @@ TWO_PROCESSES = {
     "dp2": [],
 }
 SHORT = ["train.steps=9", "checkpoint.every=3"]
+FAULTY = [*SHORT, "guard.skips=1"]
+FAULTY_IN_TWO = {  # the calls of forward and backward that give no number, for runs_worker.py
+    "rolled back dp2": ["faulty=5,6,7,8", *FAULTY],
+    "rolled back pp2 vp2": ["faulty=5,6,7,8", *FAULTY, "parallel.pp=2", "parallel.vp=2"],
+}
 KILLED = {"killed pp2": ["parallel.pp=2", "precision.dtype=bf16", *SHORT], "killed dp2": SHORT}
 
 
@@ -114,6 +119,13 @@ def finished(tiny_run) -> TinyRun:
     half = Path("checkpoints") / "iter_0000006"
     shutil.copytree(tiny_run.out("short") / half, tiny_run.out("moved") / half)
     tiny_run.train_in_two_processes(
-        {**TWO_PROCESSES, **WITH_NOISE, **VALIDATED_IN_TWO, **KILLED, "moved": ["parallel.tp=2", *SHORT, "checkpoint.every=null"]}
+        {
+            **TWO_PROCESSES,
+            **WITH_NOISE,
+            **VALIDATED_IN_TWO,
+            **KILLED,
+            **FAULTY_IN_TWO,
+            "moved": ["parallel.tp=2", *SHORT, "checkpoint.every=null"],
+        }
     )
     return tiny_run

@@ -10,30 +10,23 @@ from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.sections import GuardSection
 from latxa_megatron.train import step
+from latxa_megatron.train.distributed import connect, disconnect
 from latxa_megatron.train.guard import Guard, Patience
 from latxa_megatron.train.metrics import read_metrics
 from tests.tiny import load_llama
-from tests.train.conftest import GLOBAL_BATCH, SHORT
+from tests.train.conftest import FAULTY, FAULTY_IN_TWO, GLOBAL_BATCH, SHORT
+from tests.train.runs_worker import with_faults
 from tests.train.test_parity import document_losses
 from tests.train.test_resume import assert_same_state, state
 
-EVERY_STEP = [*SHORT, "checkpoint.every=1", "checkpoint.keep=9"]
+EVERY_STEP = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=3"]
 
 
 @pytest.fixture
 def faulty(monkeypatch):
     """Makes the n-th forward and backward of a run, from 1, give a loss that is no number, for each n that is named."""
 
-    def inject(*calls: int) -> None:
-        real, count = step.forward_backward, iter(range(1, 1000))
-
-        def broken(*arguments, **options):
-            total = real(*arguments, **options)
-            return total * torch.tensor([math.nan, 1.0]) if next(count) in calls else total
-
-        monkeypatch.setattr(step, "forward_backward", broken)
-
-    return inject
+    return lambda *calls: monkeypatch.setattr(step, "forward_backward", with_faults(step.forward_backward, calls))
 
 
 def faults(run, name: str) -> dict[int, str]:
@@ -63,11 +56,11 @@ def test_a_step_with_a_fault_is_not_applied(finished, faulty):
 
 def test_a_rollback_takes_the_last_checkpoint_and_leaves_out_the_samples_since(finished, faulty, tmp_path):
     faulty(5, 6, 7, 8)
-    finished.train_here("rolled back", [*SHORT, "guard.skips=1"])
+    finished.train_here("rolled back", [*FAULTY, "checkpoint.keep=3"])
     assert faults(finished, "rolled back") == {5: "skipped", 6: "rolled back"}
     here, undisturbed = read_metrics(finished.out("rolled back")), read_metrics(finished.out("short"))
     assert [line["lr"] for line in here] == [line["lr"] for line in undisturbed]
-    export_hf(finished.out("short") / "checkpoints" / "iter_0000003", tmp_path / "at3")
+    export_hf(finished.out("rolled back") / "checkpoints" / "iter_0000003", tmp_path / "at3")
     model = load_llama(tmp_path / "at3")
     with torch.no_grad():  # step 7 has its own samples and the weights after step 3
         losses = []
@@ -79,10 +72,21 @@ def test_a_rollback_takes_the_last_checkpoint_and_leaves_out_the_samples_since(f
     assert here[6]["loss"] != undisturbed[6]["loss"]
 
 
+@pytest.mark.parametrize("name", FAULTY_IN_TWO)
+def test_two_processes_roll_back_alike(name, finished, faulty):
+    if not finished.out("rolled back alone").exists():
+        faulty(5, 6, 7, 8)
+        finished.train_here("rolled back alone", FAULTY)
+    assert faults(finished, name) == faults(finished, "rolled back alone") == {5: "skipped", 6: "rolled back"}
+    for one, other in zip(*(read_metrics(finished.out(each)) for each in (name, "rolled back alone")), strict=True):
+        assert one["loss"] == (pytest.approx(other["loss"], abs=1e-5) if other["loss"] else None)
+        assert one["lr"] == other["lr"]
+
+
 def test_a_run_that_does_not_learn_stops_with_a_report(finished):
-    with pytest.raises(LatxaError, match=r"step 4: the loss is .*nan; .*Its samples are 12 to 15 .*lower optimizer.lr") as error:
+    with pytest.raises(LatxaError, match=r"step 4: the loss is .*nan. .*its samples are 12 to 15 .*lower optimizer.lr") as error:
         finished.train_here("diverged", [*SHORT, "optimizer.lr=1e30", "checkpoint.every=100", "guard.skips=2"])
-    assert "the 2 steps before it" in str(error.value)
+    assert "guard.skips" in str(error.value)
     assert faults(finished, "diverged") == {2: "skipped", 3: "skipped", 4: "stopped"}
 
 
@@ -102,6 +106,7 @@ class Optimizer:
 
 def test_what_a_spike_is():
     optimizer = Optimizer()
+    connect()
     guard = Guard(GuardSection(loss_spike=2, grad_norm_spike=10), optimizer)
 
     def fault(loss: float, norm: float) -> str | None:
@@ -119,6 +124,7 @@ def test_what_a_spike_is():
     assert fault(math.inf, 1.0) == "the loss is inf, the gradient norm 1"
     assert fault(3.0, math.nan) == "the loss is 3, the gradient norm nan"
     assert optimizer.updates == 21
+    disconnect()
 
 
 def test_patience():

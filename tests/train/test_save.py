@@ -1,6 +1,7 @@
 """Checkpoints written beside the training that goes on are those written while it waits."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from latxa_megatron.train import checkpoint
 from tests.train.conftest import SHORT
 from tests.train.test_resume import state
 
+KEPT = ["checkpoint.every=3", "checkpoint.keep=1", "checkpoint.keep_every=6"]
+
 
 def names(run, name: str) -> list[str]:
     return sorted(path.name for path in (run.out(name) / "checkpoints").glob("iter_*"))
@@ -20,8 +23,8 @@ def names(run, name: str) -> list[str]:
 def test_training_goes_on_and_the_checkpoint_does_not_change(finished):
     """The step after a save begins while the checkpoint is written."""
     for name, written in {"beside": "true", "at once": "false"}.items():
-        finished.train_here(name, [*SHORT, "checkpoint.every=3", "checkpoint.keep=3", f"checkpoint.async_save={written}"])
-    assert names(finished, "beside") == names(finished, "at once") == ["iter_0000003", "iter_0000006", "iter_0000009"]
+        finished.train_here(name, [*SHORT, *KEPT, f"checkpoint.async_save={written}"])
+    assert names(finished, "beside") == names(finished, "at once") == ["iter_0000006", "iter_0000009"]
     for name in names(finished, "at once"):
         expected, found = (state(finished.out(which) / "checkpoints" / name) for which in ("at once", "beside"))
         assert expected.keys() == found.keys()
@@ -40,10 +43,17 @@ def test_run_json_has_the_hash_of_every_file(finished):
     assert facts["bytes"] == {name: file.stat().st_size for name, file in files.items()}
 
 
-def test_what_is_kept(finished):
-    finished.train_here("kept", ["train.steps=7", "checkpoint.every=1", "checkpoint.keep=2", "checkpoint.keep_every=3"])
-    assert names(finished, "kept") == ["iter_0000003", "iter_0000006", "iter_0000007"]
-    assert (finished.out("kept") / "checkpoints" / checkpoint.TRACKER).read_text() == "7\n"
+def test_a_damaged_later_checkpoint_does_not_count_as_kept(finished, capsys):
+    """Nor does what a killed save left."""
+    shutil.copytree(finished.out("short"), finished.out("kept"))
+    root = finished.out("kept") / "checkpoints"
+    (root / "iter_0000009" / "run.json").write_text("{")
+    (root / "iter_0000008.partial").mkdir()
+    finished.train_here("kept", ["train.steps=7", "checkpoint.keep=1"])
+    assert [path.name for path in root.iterdir() if path.name != checkpoint.TRACKER] == ["iter_0000007"]
+    assert checkpoint.latest(root) == root / "iter_0000007"
+    assert (root / checkpoint.TRACKER).read_text() == "7\n"
+    assert "iter_0000009: is damaged, and passed over" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("written", ["true", "false"])

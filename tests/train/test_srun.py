@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
+from latxa_megatron.errors import LatxaError
 from latxa_megatron.launcher import of_srun
 from latxa_megatron.train.metrics import read_metrics
 
-TASK = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "1230042"}
+TASK = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "1230042", "SLURM_STEP_ID": "3"}
 
 
 @pytest.mark.parametrize(
@@ -17,8 +18,15 @@ TASK = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", 
     [("node7", "node7"), ("node7,node9", "node7"), ("lrdn[0007-0009,12]", "lrdn0007"), ("a-b3-[5,7],c1", "a-b3-5")],
 )
 def test_what_torchrun_would_have_said(nodes, first):
-    expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": first, "MASTER_PORT": "20042"}
+    expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": first, "MASTER_PORT": "20045"}
     assert of_srun({**TASK, "SLURM_STEP_NODELIST": nodes}) == expected
+
+
+@pytest.mark.parametrize("nodes", ["r[1-2]n[1-4]", "node[01-03]-ib", "[a1]", ""])
+def test_a_list_that_is_not_understood_is_no_guess(nodes):
+    with pytest.raises(LatxaError, match="Set MASTER_ADDR"):
+        of_srun({**TASK, "SLURM_STEP_NODELIST": nodes})
+    assert of_srun({**TASK, "SLURM_STEP_NODELIST": nodes, "MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
 
 
 def test_two_tasks_train_one_run(tiny_run):
@@ -35,6 +43,7 @@ def test_two_tasks_train_one_run(tiny_run):
                 "SLURM_STEP_NUM_TASKS": "2",
                 "SLURM_STEP_NODELIST": "localhost",
                 "SLURM_JOB_ID": job,
+                "SLURM_STEP_ID": "0",
             },
         )
         for rank in range(2)
