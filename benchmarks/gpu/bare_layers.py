@@ -103,11 +103,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
-    # this room, when imported, stands in for apex, which megatron-core wants for the head's weight gradient
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-
+    from latxa_megatron.model import device
     from latxa_megatron.model.llama import LlamaShape
     from latxa_megatron.train.flops import training_flops
+
+    device.prepare()  # stands in for apex, which megatron-core looks for when it is imported
+    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     model, optimizer = build(json.loads((arguments.hf / "config.json").read_text()), arguments.fp8)
     batches, positions, seq_length = inputs(arguments.plan, arguments.microbatches)
