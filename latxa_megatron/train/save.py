@@ -61,7 +61,6 @@ class Saver:
     def save(self, step: int, sharded_state: dict[str, Any], facts: dict[str, Any]) -> None:
         """Begin root/iter_STEP, after the one before is done. The state may change once this returns."""
         self.finish()
-        device.release_unused()  # megatron-core copies the optimizer's state: once to gather it, once to write it
         begun = _UnderWay(iteration_directory(self._root, step), {"step": step, **facts})
         _clear(begun.partial)
         with held_back(), _writing(begun.partial):  # a signal to all processes of a job would end those that write

@@ -8,6 +8,7 @@ from megatron.core.distributed import DistributedDataParallel
 from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.model import device
 from latxa_megatron.model.gpt import build_model
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.model.neftune import Neftune
@@ -38,6 +39,7 @@ class Job:
     def save(self, step: int) -> None:
         """Begin the checkpoint after `step` steps. All ranks call it."""
         gather_weights(self.model)
+        device.release_unused()  # megatron-core copies the optimizer's state: once to gather it, once to write it
         self.saver.save(step, checkpoint.sharded(self.state), _facts(self.run, self.dataset))
 
     def can_roll_back(self) -> bool:
