@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from latxa_megatron.config import load_run
-from latxa_megatron.train import step
+from latxa_megatron.train import hang, step
 from latxa_megatron.train.distributed import connected
 from latxa_megatron.train.loop import train
 
@@ -27,5 +27,6 @@ def stuck(*arguments, **options):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     step.forward_backward = stuck
+    hang.GRACE = 1.0
     with connected():
         train(load_run(Path(sys.argv[1]), sys.argv[2:]))

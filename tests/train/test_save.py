@@ -49,7 +49,7 @@ def test_a_damaged_later_checkpoint_does_not_count_as_kept(finished, capsys):
     root = finished.out("kept") / "checkpoints"
     (root / "iter_0000009" / "run.json").write_text("{")
     (root / "iter_0000008.partial").mkdir()
-    finished.train_here("kept", ["train.steps=7", "checkpoint.keep=1"])
+    finished.train_here("kept", ["train.steps=7", "checkpoint.every=7", "checkpoint.keep=1"])
     assert [path.name for path in root.iterdir() if path.name != checkpoint.TRACKER] == ["iter_0000007"]
     assert checkpoint.latest(root) == root / "iter_0000007"
     assert (root / checkpoint.TRACKER).read_text() == "7\n"
