@@ -37,12 +37,13 @@ class DataSection(Section):
 class ParallelSection(Section):
     tp: PositiveInt = Field(1, description="tensor parallel, with sequence parallelism from 2 on")
     pp: PositiveInt = Field(1, description="pipeline parallel")
+    cp: PositiveInt = Field(1, description="context parallel: each document's positions are spread over so many ranks")
     vp: PositiveInt = Field(1, description="virtual pipeline stages (model chunks) on each pipeline rank")
     stages: list[int] | None = Field(None, description="layers of each of the pp x vp stages; equal where it is not given")
 
     def describe(self) -> str:
         """As in "TP4 PP8 VP5"; "one process" where nothing is split."""
-        sizes = {"TP": self.tp, "PP": self.pp, "VP": self.vp}
+        sizes = {"TP": self.tp, "CP": self.cp, "PP": self.pp, "VP": self.vp}
         return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one process"
 
 
@@ -115,11 +116,11 @@ class GuardSection(Section):
     )
     grad_norm_spike: Annotated[float, Field(gt=1)] | None = Field(100.0, description="the same for the gradient norm")
     skips: NonNegativeInt = Field(3, description="steps in a row that may be passed over; the next one rolls back")
-    hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        30, description="a step, validation or save that takes longer ends the run, with a report of where each rank stands"
-    )
     rollbacks: NonNegativeInt = Field(
         2, description="how often a run may go back to its last checkpoint and leave out the samples since; then it stops"
+    )
+    hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        30, description="a step, validation or save that takes longer ends the run, with a report of where each rank stands"
     )
 
 

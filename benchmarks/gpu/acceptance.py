@@ -1,10 +1,12 @@
-"""Whether training on a GPU computes what it should: bf16 against a CPU's fp32, FP8 against bf16, a resumed run against a whole.
+"""Whether training on a GPU computes what it should: bf16 against a CPU's fp32, FP8 against bf16, two processes against one, a
+resumed run against a whole.
 
     latxa data build --out store --tokenizer models/Llama-3.1-8B --source basque='corpus/*.jsonl'
     python benchmarks/gpu/acceptance.py --store store --out acceptance-out [--only resume]
 
-Prints one table: what was compared, the bar, what was measured. Needs 60 GB of disk and 40 GB of host memory. A check that fails
-says so in its line and does not stop the next. training_speed.py has the speeds.
+Prints one table: what was compared, the bar, what was measured. Needs 60 GB of disk and 40 GB of host memory. Two processes get a
+GPU each where there are two; on one GPU they share it, and NCCL joins them as if they were two hosts. A check that fails says so
+in its line and does not stop the next. training_speed.py has the speeds.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shapes import latxa, read_metrics, run_shape, write_run, write_shape
+from shapes import latxa, read_metrics, run_pair, run_shape, write_run, write_shape
 
 SHAPE, SMALL = "8B-shaped, 4 layers", "small, 8 layers"
 FP8 = ["precision.fp8=tensorwise", "precision.fp8_params=true"]
@@ -28,12 +30,18 @@ RECIPES = {
     "fp8 delayed": ["precision.fp8=delayed", "precision.fp8_params=true"],
     "fp8 blockwise": ["precision.fp8=blockwise"],
 }
+IN_TWO = {"tp2": ["parallel.tp=2"], "pp2": ["parallel.pp=2"], "cp2": ["parallel.cp=2"], "dp2": []}
 LONG = ["train.steps=200", "train.global_batch=4", "optimizer.lr=3e-4"]
 DETERMINISTIC = ["train.deterministic=true", "train.steps=6", "train.global_batch=2"]
+SAVING = [*DETERMINISTIC, "checkpoint.every=3", "checkpoint.keep=2"]
 
 
 Line = tuple[str, str, str, bool]
 """What is compared, the bar, what was measured, whether it holds."""
+
+
+def widest_difference(some: list[float], others: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(some, others, strict=True))
 
 
 class Checks:
@@ -45,15 +53,16 @@ class Checks:
     def plan(self, seq_length: int) -> Path:
         plan = self.out / f"plan-{seq_length}"
         if not plan.exists():
-            latxa("data", "pack", "--out", plan, "--seq-length", seq_length, "--seed", 33, f"{self.store}:epochs=4")
+            latxa("data", "pack", "--out", plan, "--seq-length", seq_length, "--seed", 33, f"{self.store}:epochs=8")
         return plan
 
-    def losses(self, name: str, shape: str, seq_length: int, overrides: list[str]) -> list[float]:
-        """Those of a run, which is run unless it was, to its end."""
+    def losses(self, name: str, shape: str, seq_length: int, overrides: list[str], *, pair: bool = False) -> list[float]:
+        """Those of a run, in two processes if asked, which is run unless it was, to its end."""
         file = write_run(self.out, name, shape, self.plan(seq_length))
         lines = read_metrics(file) if file.with_name("metrics.jsonl").exists() else []
         if not lines or f"train.steps={lines[-1]['step']}" not in overrides:
-            lines = run_shape(self.out, name, shape, self.plan(seq_length), overrides)
+            run = run_pair if pair else run_shape
+            lines = run(self.out, name, shape, self.plan(seq_length), overrides)
         return [line["loss"] for line in lines]
 
     def fp8(self) -> Iterator[Line]:
@@ -73,18 +82,35 @@ class Checks:
 
     def resume(self) -> Iterator[Line]:
         """Six steps, and the last three again from the checkpoint after three, which was written while step 4 went on."""
-        checkpoints = ["checkpoint.every=3", "checkpoint.keep=2"]
-        whole = self.losses("whole", SMALL, 1024, [*DETERMINISTIC, *checkpoints])
-        cut = write_run(self.out, "cut", SMALL, self.plan(1024))
+        whole = self.losses("whole", SMALL, 1024, SAVING)
+        resumed, cut = self.resumed("whole", "cut", SAVING)
         root = write_run(self.out, "whole", SMALL, self.plan(1024)).parent / "checkpoints"
-        shutil.copytree(root / "iter_0000003", cut.parent / "checkpoints" / "iter_0000003")
-        resumed = self.losses("cut", SMALL, 1024, [*DETERMINISTIC, *checkpoints])
-        same = self.same_files(root / "iter_0000006", cut.parent / "checkpoints" / "iter_0000006")
+        same = self.same_files(root / "iter_0000006", cut / "iter_0000006")
         alike = resumed == whole[3:]
         yield "resumed run: losses, and every tensor of its last checkpoint", "bitwise", f"{alike}, {same}", alike and same
         again = self.losses("recomputed", SMALL, 1024, [*DETERMINISTIC, "train.recompute=8"])
-        widest = max(abs(a - b) for a, b in zip(whole, again, strict=True))
+        widest = widest_difference(whole, again)
         yield "all activations recomputed: losses", "bitwise", f"widest difference {widest:.1e}", widest == 0
+
+    def moved(self) -> Iterator[Line]:
+        """The last three of those steps in two processes."""
+        whole = self.losses("whole", SMALL, 1024, SAVING)
+        for name, layout in IN_TWO.items():
+            widest = widest_difference(whole[3:], self.resumed("whole", f"moved {name}", [*DETERMINISTIC, *layout], pair=True)[0])
+            yield f"resumed under {name}: losses", "1e-4", f"widest difference {widest:.1e}", widest <= 1e-4
+
+    def resume_fp8(self) -> Iterator[Line]:
+        """The same with weights kept in FP8."""
+        overrides = [*SAVING, *RECIPES["fp8 tensorwise, head in fp8"]]
+        whole = self.losses("whole fp8", SMALL, 1024, overrides)
+        widest = widest_difference(whole[3:], self.resumed("whole fp8", "cut fp8", overrides)[0])
+        yield "resumed run with FP8 weights: losses", "1e-4", f"widest difference {widest:.1e}", widest <= 1e-4
+
+    def resumed(self, whole: str, name: str, overrides: list[str], *, pair: bool = False) -> tuple[list[float], Path]:
+        """The losses of a run that goes on from the third step of another, and where its checkpoints are."""
+        first, cut = (write_run(self.out, each, SMALL, self.plan(1024)).parent / "checkpoints" for each in (whole, name))
+        shutil.copytree(first / "iter_0000003", cut / "iter_0000003")
+        return self.losses(name, SMALL, 1024, overrides, pair=pair), cut
 
     def same_files(self, one: Path, other: Path) -> bool:
         """Whether two checkpoints hold the same tensors, through torch's own reader."""
@@ -99,16 +125,22 @@ class Checks:
         tensors = {key for key, value in found[0].items() if isinstance(value, torch.Tensor)}
         return bool(tensors) and all(torch.equal(found[0][key], found[1][key]) for key in tensors)
 
+    def weights(self) -> Path:
+        """A checkpoint of random weights, the same for every layout and machine."""
+        imported = self.out / "imported"
+        if not imported.exists():
+            hf = write_shape(self.out, SHAPE)
+            code = (
+                "import sys, torch; from transformers import AutoConfig, LlamaForCausalLM\n"
+                "torch.manual_seed(1); torch.set_default_dtype(torch.bfloat16); torch.set_default_device('cuda')\n"
+                "LlamaForCausalLM(AutoConfig.from_pretrained(sys.argv[1])).save_pretrained(sys.argv[2])"
+            )
+            subprocess.run([sys.executable, "-c", code, str(hf), str(self.out / "weights")], check=True, capture_output=True)
+            latxa("convert", "import", "--hf", self.out / "weights", "--out", imported)
+        return imported
+
     def begin_cpu(self) -> None:
-        """Start the CPU's eight steps, which take minutes, from random weights that are kept for the GPU."""
-        hf = write_shape(self.out, SHAPE)
-        code = (
-            "import sys, torch; from transformers import AutoConfig, LlamaForCausalLM\n"
-            "torch.manual_seed(1); torch.set_default_dtype(torch.bfloat16); torch.set_default_device('cuda')\n"
-            "LlamaForCausalLM(AutoConfig.from_pretrained(sys.argv[1])).save_pretrained(sys.argv[2])"
-        )
-        subprocess.run([sys.executable, "-c", code, str(hf), str(self.out / "weights")], check=True, capture_output=True)
-        latxa("convert", "import", "--hf", self.out / "weights", "--out", self.out / "imported")
+        """Start the CPU's eight steps, which take minutes."""
         self.cpu_run = write_run(self.out, "cpu", SHAPE, self.plan(512))
         command = [sys.executable, "-m", "latxa_megatron", "train", str(self.cpu_run), *self.short(), "precision.dtype=fp32"]
         self.on_cpu = subprocess.Popen(
@@ -116,7 +148,7 @@ class Checks:
         )
 
     def short(self) -> list[str]:
-        return ["train.steps=8", "train.global_batch=2", "optimizer.lr=1e-5", f"model.checkpoint={self.out / 'imported'}"]
+        return ["train.steps=8", "train.global_batch=2", "optimizer.lr=1e-5", f"model.checkpoint={self.weights()}"]
 
     def cpu(self) -> Iterator[Line]:
         """Eight steps on Transformer Engine in bf16 and on the CPU in fp32, from the same weights."""
@@ -124,16 +156,22 @@ class Checks:
         _, said = self.on_cpu.communicate()
         if self.on_cpu.returncode:
             raise RuntimeError(said[-4000:])
-        expected = [line["loss"] for line in read_metrics(self.cpu_run)]
-        widest = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+        widest = widest_difference(found, [line["loss"] for line in read_metrics(self.cpu_run)])
         yield "bf16 on the GPU against fp32 on the CPU, 8 steps", "1e-2", f"widest difference {widest:.1e}", widest <= 1e-2
+
+    def layouts(self) -> Iterator[Line]:
+        """Eight steps in one process and in two, from the same weights."""
+        alone = self.losses("alone", SHAPE, 2048, self.short())
+        for name, layout in IN_TWO.items():
+            widest = widest_difference(alone, self.losses(name, SHAPE, 2048, [*self.short(), *layout], pair=True))
+            yield f"{name} against one process, 8 steps", "2e-3", f"widest difference {widest:.1e}", widest <= 2e-3
 
     def stall(self) -> Iterator[Line]:
         """What saving adds between two steps; the second save finds its host memory there."""
-        overrides = ["train.steps=41", "checkpoint.every=20", "checkpoint.keep=1", "train.global_batch=32"]
+        overrides = ["train.steps=25", "checkpoint.every=12", "checkpoint.keep=1", "train.global_batch=32"]
         lines = run_shape(self.out, "stall", "8B-shaped, 2 layers", self.plan(8192), overrides)
-        first, second = (lines[step]["pause"] for step in (20, 40))
-        usual = statistics.median(line["pause"] for line in lines[2:20])
+        first, second = (lines[step]["pause"] for step in (12, 24))
+        usual = statistics.median(line["pause"] for line in lines[2:12])
         measured = f"{first:.2f} s, {second:.2f} s (else {usual:.3f} s)"
         yield "a save beside training stops it for", "1 s", measured, second <= 1
 
@@ -142,7 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=["resume", "fp8", "cpu", "stall", "fp8_others"])
+    parser.add_argument(
+        "--only", nargs="*", default=["layouts", "cpu", "resume", "moved", "resume_fp8", "fp8", "stall", "fp8_others"]
+    )
     arguments = parser.parse_args()
     checks = Checks(arguments.out.resolve(), arguments.store.resolve())
     if "cpu" in arguments.only:

@@ -1,9 +1,12 @@
 """Llama shapes with random weights, and runs of them through `latxa` as users start it."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,4 +85,34 @@ def run_shape(out: Path, name: str, shape: str, plan: Path, overrides: list[str]
     """metrics.jsonl of such a run, through `latxa launch local`."""
     file = write_run(out, name, shape, plan)
     latxa("launch", "local", file, "--nproc", gpus, *overrides)
+    return read_metrics(file)
+
+
+def run_pair(out: Path, name: str, shape: str, plan: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """metrics.jsonl of such a run in two processes: on two GPUs, or both on the one that is there.
+
+    NCCL refuses two ranks of one host on a GPU: there each says that it is a host of its own, and they speak over loopback.
+    """
+    import torch
+
+    file = write_run(out, name, shape, plan)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NCCL_IB_DISABLE": "1"}
+    logs, ranks = [file.with_name(f"rank{rank}.log") for rank in range(2)], []
+    for rank, log in enumerate(logs):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if torch.cuda.device_count() == 1:
+            own.update(NCCL_HOSTID=f"host-{rank}", NCCL_SOCKET_IFNAME="lo")
+        command = [sys.executable, "-m", "latxa_megatron", "train", str(file), *overrides]
+        with log.open("w") as words:
+            ranks.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stdout=words, stderr=words))
+    while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+        time.sleep(0.5)
+    for rank, log in zip(ranks, logs, strict=True):
+        if any(codes):
+            rank.kill()
+        if rank.wait() > 0:
+            raise RuntimeError(log.read_text()[-6000:])
     return read_metrics(file)

@@ -58,6 +58,13 @@ class PackedDataset:
         borders = self.plan.row_offsets
         return np.concatenate([self.plan.slices["length"][borders[r] : borders[r + 1]] for r in rows]).astype(np.int64) - 1
 
+    def longest_padded(self, unit: int) -> int:
+        """Positions of the plan's longest sample when each document, and what is left after the last, is padded to a multiple."""
+        lengths = self.plan.slices["length"].astype(np.int64) - 1
+        starts = self.plan.row_offsets[:-1]
+        left = self.seq_length - np.add.reduceat(lengths, starts)
+        return int((np.add.reduceat(-(-lengths // unit), starts) - (-left // unit)).max()) * unit
+
     def batch(self, samples: list[int]) -> Batch:
         """The samples with these numbers. Raises IndexError past the end, LatxaError where a file is damaged."""
         for sample in samples:

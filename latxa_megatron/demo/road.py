@@ -183,7 +183,7 @@ def _train(run_file: Path, run: RunConfig, console: Console) -> None:
     from latxa_megatron.train.metrics import read_metrics
 
     done = run.checkpoints / f"iter_{run.train.steps:07d}"
-    nproc = run.parallel.tp * run.parallel.pp
+    nproc = run.parallel.tp * run.parallel.cp * run.parallel.pp
     if not done.is_dir():
         processes = f"{nproc} process{'es' if nproc > 1 else ''}"
         device.release_unused()  # the measured model's, which this process would hold on to meanwhile

@@ -14,6 +14,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,7 @@ def prepare() -> None:
     if _mode is not None:
         return
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # megatron-core compiles small functions, for GPUs
+    sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]  # importing it fails: its kernels want a GPU
     _replace_cuda_functions()
     _mode = _CudaMeansCpu()
     _mode.__enter__()  # for the life of the thread
@@ -72,6 +74,7 @@ _mode: TorchFunctionMode | None = None
 
 _MATRIX_PRODUCTS = {
     torch.nn.functional.linear,
+    torch.nn.functional.scaled_dot_product_attention,
     torch.Tensor.matmul,
     torch.Tensor.__matmul__,
     torch.matmul,

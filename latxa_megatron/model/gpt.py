@@ -46,6 +46,8 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
+        cp_comm_type="p2p",
         virtual_pipeline_model_parallel_size=layout.vp if interleaved else None,
         pipeline_model_parallel_layout=layout.layer_layout(),
         sequence_parallel=layout.tp > 1,

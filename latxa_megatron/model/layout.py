@@ -10,7 +10,7 @@ from latxa_megatron.model.llama import LlamaShape
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is spread: tensor, pipeline and virtual pipeline sizes. Sequence parallelism goes with tp > 1.
+    """How a model is spread: tensor, pipeline, virtual pipeline and context sizes. Sequence parallelism goes with tp > 1.
 
     stages has the layers of each of the pp x vp stages in the model's order; without it they are equal.
     """
@@ -19,6 +19,7 @@ class Layout:
     pp: int = 1
     vp: int = 1
     stages: tuple[int, ...] | None = None
+    cp: int = 1
 
     def layer_layout(self) -> list[list[str]] | None:
         """stages in megatron-core's words: the embedding in the first, the loss in the last."""

@@ -23,15 +23,19 @@ class Neftune:
         self._alpha, self._seed, self._length = alpha, seed, length
         self._samples: list[int] = []
         self._cu_seqlens = torch.zeros(1, dtype=torch.int32)
+        self._places = torch.zeros(0, dtype=torch.int64)
 
     def attach(self, model: GPTModel) -> None:
         """Add the noise to what the model's embedding gives; nothing where `model` has none, or alpha is 0."""
         if model.pre_process and self._alpha:
             model.embedding.register_forward_hook(lambda module, _, out: out + self._here(out) if module.training else out)
 
-    def begin(self, samples: list[int], cu_seqlens: Tensor) -> None:
-        """Say which samples come next. cu_seqlens: the document borders over their positions laid end to end, int32."""
-        self._samples, self._cu_seqlens = samples, cu_seqlens
+    def begin(self, samples: list[int], cu_seqlens: Tensor, places: Tensor) -> None:
+        """Say which samples come next. cu_seqlens: the document borders over their positions laid end to end, int32.
+
+        places: which of those positions this context-parallel rank holds, int64.
+        """
+        self._samples, self._cu_seqlens, self._places = samples, cu_seqlens, places
 
     def noise(self, hidden: int, device: torch.device) -> Tensor:
         """float32 [samples, positions, hidden] for the microbatch that was begun."""
@@ -47,9 +51,8 @@ class Neftune:
         return found.mul_(self._alpha / (of_position.to(device) * hidden).sqrt())
 
     def _here(self, out: Tensor) -> Tensor:
-        """The noise for `out`, [s, b, hidden], or [b s, 1, hidden] in THD; with sequence parallelism this rank's part of s."""
-        full = self.noise(out.shape[-1], out.device)
-        full = full.transpose(0, 1) if out.shape[1] > 1 else full.reshape(-1, 1, out.shape[-1])
+        """The noise for `out`, [t, 1, hidden] of this rank's positions; with sequence parallelism its part of them."""
+        full = self.noise(out.shape[-1], out.device).reshape(-1, 1, out.shape[-1])[self._places.to(out.device)]
         parts = full.shape[0] // out.shape[0]
         if parts > 1:
             full = full.chunk(parts)[parallel_state.get_tensor_model_parallel_rank()]

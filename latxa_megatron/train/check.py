@@ -17,7 +17,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def layout(run: RunConfig) -> Layout:
     p = run.parallel
-    return Layout(p.tp, p.pp, p.vp, tuple(p.stages) if p.stages else None)
+    return Layout(p.tp, p.pp, p.vp, tuple(p.stages) if p.stages else None, p.cp)
 
 
 def precision(run: RunConfig) -> Precision:
@@ -45,9 +45,9 @@ def check_run(run: RunConfig, world_size: int) -> None:
         raise LatxaError(f"precision.fp8_head: the head of {run.model.hf} {why}; set it to false")
     if sum(run.precision.bf16_layers) > shape.layers:
         raise LatxaError(f"precision.bf16_layers: {run.precision.bf16_layers} are more than the model's {shape.layers} layers")
-    ranks = run.parallel.tp * run.parallel.pp
+    ranks = run.parallel.tp * run.parallel.cp * run.parallel.pp
     if world_size % ranks:
-        raise LatxaError(f"parallel: tp x pp is {ranks}, and {world_size} processes do not divide by it")
+        raise LatxaError(f"parallel: tp x cp x pp is {ranks}, and {world_size} processes do not divide by it")
     data_parallel = world_size // ranks
     if run.train.global_batch % (run.train.micro_batch * data_parallel):
         raise LatxaError(

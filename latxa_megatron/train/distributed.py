@@ -26,7 +26,7 @@ def compute_same_bits(wanted: bool) -> None:
         os.environ.update(_SAME_BITS)
 
 
-def patience(run: RunConfig) -> timedelta:
+def time_limit(run: RunConfig) -> timedelta:
     """How long a rank waits for another before the library ends it: longer than the run's own watch, which can say more."""
     return timedelta(minutes=(run.guard.hang_minutes or 24 * 60) + 30)
 
@@ -68,6 +68,7 @@ def spread(layout: Layout, seed: int, limit: timedelta = timedelta(minutes=30)) 
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None,
+        context_parallel_size=layout.cp,
         distributed_timeout_minutes=int(limit.total_seconds() / 60),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

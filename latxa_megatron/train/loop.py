@@ -15,7 +15,7 @@ from latxa_megatron.files import locked
 from latxa_megatron.model import device
 from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train.check import check_run
-from latxa_megatron.train.distributed import compute_same_bits, connected, patience
+from latxa_megatron.train.distributed import compute_same_bits, connected, time_limit
 from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.hang import HangWatch
@@ -37,7 +37,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     Raises LatxaError for a run that cannot work, before any model is built.
     """
     compute_same_bits(run.train.deterministic)
-    with connected(patience(run)):
+    with connected(time_limit(run)):
         check_run(run, dist.get_world_size())
         with _alone(run):
             job = set_up(run)

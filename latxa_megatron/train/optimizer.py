@@ -16,13 +16,13 @@ from latxa_megatron.sections import OptimizerSection
 
 
 def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataParallel]:
-    """The chunks with gradients that are reduced over data-parallel ranks, and optimizer state sharded over them.
+    """The chunks with gradients that are reduced over data- and context-parallel ranks, and optimizer state sharded over them.
 
     Both directions go on beside the computation: gradients while backward runs, weights while the next forward does.
     """
     config = chunks[0].config
     modules = [Float16Module(config, chunk) for chunk in chunks] if config.bf16 else chunks
-    overlap = parallel_state.get_data_parallel_world_size() > 1
+    overlap = parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=precision.gradients == torch.float32,

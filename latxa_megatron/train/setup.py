@@ -15,7 +15,7 @@ from latxa_megatron.model.neftune import Neftune
 from latxa_megatron.train import checkpoint
 from latxa_megatron.train.check import layout, precision, steps
 from latxa_megatron.train.checkpoint import State
-from latxa_megatron.train.distributed import patience, spread
+from latxa_megatron.train.distributed import spread, time_limit
 from latxa_megatron.train.guard import Guard
 from latxa_megatron.train.optimizer import build_optimizer, build_schedule, gather_weights, unwrap, wrap
 from latxa_megatron.train.save import Saver
@@ -60,7 +60,7 @@ def set_up(run: RunConfig) -> Job:
 
     Raises LatxaError where the checkpoint belongs to other data.
     """
-    spread(layout(run), run.train.seed, patience(run))
+    spread(layout(run), run.train.seed, time_limit(run))
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from latxa_megatron.config import RunConfig
-from latxa_megatron.data.dataset import Batch, PackedDataset
+from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.model import device
 from latxa_megatron.model.neftune import Neftune
 from latxa_megatron.train import stopwatch
+from latxa_megatron.train.inputs import Share, padded_length, share
 from latxa_megatron.train.setup import Job
 
 
@@ -65,79 +65,44 @@ def deal(first: int, last: int, run: RunConfig) -> list[Microbatch]:
     return dealt
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """GPTModel's arguments for a batch whose documents do not see each other.
-
-    With Transformer Engine the samples are laid end to end as one sequence in THD format; megatron-core's own attention
-    gets a block-diagonal causal mask, bool [b, 1, s, s], true where attention is forbidden.
-    """
-    to = device.to_device
-    if not device.has_transformer_engine():
-        return {
-            "input_ids": to(batch.tokens),
-            "position_ids": to(batch.position_ids),
-            "attention_mask": to(_block_diagonal_mask(batch)),
-            "labels": to(batch.labels),
-        }
-    borders = to(batch.cu_seqlens)
-    longest = int((batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).max())
-    return {
-        "input_ids": to(batch.tokens).view(1, -1),
-        "position_ids": to(batch.position_ids).view(1, -1),
-        "attention_mask": None,
-        "labels": to(batch.labels).view(1, -1),
-        "packed_seq_params": PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=borders,
-            cu_seqlens_kv=borders,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-        ),
-    }
-
-
-def _block_diagonal_mask(batch: Batch) -> Tensor:
-    b, s = batch.tokens.shape
-    document = torch.repeat_interleave(batch.cu_seqlens.diff().long()).view(b, s)
-    same = document[:, :, None] == document[:, None, :]
-    allowed = same & torch.ones(s, s, dtype=torch.bool).tril()
-    return ~allowed[:, None]
-
-
 def _sum_of_losses(sources: int, loss_mask: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """What megatron-core asks of a loss, and {"loss": sums}: see forward_backward."""
-    mask = loss_mask.reshape(-1)
-    nats = losses.float().reshape(-1) * mask
-    total, count = nats.sum(), mask.sum()
+    nats = losses.float().reshape(-1) * loss_mask
+    total, count = nats.sum(), loss_mask.sum()
     sums = torch.stack([total.detach(), count])
     if sources:
         # a masked sum for each source: a GPU's index_add adds in any order, and its sums would differ from run to run
-        of_source = source.reshape(-1) == torch.arange(sources, device=source.device)[:, None]
-        sums = torch.cat([sums, *(each.where(of_source, 0.0).sum(1) for each in (nats.detach(), mask))])
+        of_source = source == torch.arange(sources, device=source.device)[:, None]
+        sums = torch.cat([sums, *(each.where(of_source, 0.0).sum(1) for each in (nats.detach(), loss_mask))])
     return total, count.to(torch.int), {"loss": sums}
 
 
-def _forward(sources: int, noise: Neftune, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
-    batch = next(batches)
-    noise.begin(batch.samples, batch.cu_seqlens)
-    loss = partial(_sum_of_losses, sources, device.to_device(batch.loss_mask), device.to_device(batch.sources))
-    return model(**model_inputs(batch)), loss
+def _forward(sources: int, noise: Neftune, shares: Iterator[Share], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+    own = next(shares)
+    noise.begin(own.batch.samples, own.batch.cu_seqlens, own.places)
+    loss = partial(_sum_of_losses, sources, device.to_device(own.loss_mask), device.to_device(own.of(own.batch.sources)))
+    return model(**own.model_inputs()), loss
 
 
 class Reader:
-    """The dataset, and the seconds that its batches took. sources: those to tell apart; none where there is one."""
+    """This rank's shares of a dataset's batches, and the seconds that they took.
+
+    sources: those to tell apart; none where there is one. sample_length: positions of a sample as padded_length() has it.
+    """
 
     def __init__(self, dataset: PackedDataset) -> None:
         self.dataset = dataset
+        self.sample_length = padded_length(dataset)
         self.sources = dataset.sources if len(dataset.sources) > 1 else []
         self.seconds = 0.0
 
-    def batch(self, microbatch: Microbatch) -> Batch:
+    def share(self, microbatch: Microbatch) -> Share:
         began = time.perf_counter()
         batch = self.dataset.batch(microbatch.samples)
         batch.loss_mask[microbatch.counted :] = 0
+        own = share(batch, self.sample_length * len(microbatch.samples))
         self.seconds += time.perf_counter() - began
-        return batch
+        return own
 
 
 def train_step(job: Job, step: int) -> StepResult:
@@ -172,16 +137,14 @@ def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *
     Sums over all ranks, float64 [2 + 2 sources]: losses and trained tokens of all, losses of each of reader.sources, then
     trained tokens of each.
     """
-    packed = device.has_transformer_engine()
-    micro_batch = job.run.train.micro_batch
     outputs = get_forward_backward_func()(
         forward_step_func=partial(_forward, len(reader.sources), job.noise),
         # every stage needs the document borders, so every chunk reads the batches
-        data_iterator=[map(reader.batch, microbatches) for _ in job.model],
+        data_iterator=[map(reader.share, microbatches) for _ in job.model],
         model=job.model,
         num_microbatches=len(microbatches),
-        seq_length=reader.dataset.seq_length * (micro_batch if packed else 1),
-        micro_batch_size=1 if packed else micro_batch,
+        seq_length=reader.sample_length * job.run.train.micro_batch,  # a microbatch is one sequence
+        micro_batch_size=1,
         forward_only=forward_only,
     )
     return _over_all_ranks(outputs, 2 + 2 * len(reader.sources))

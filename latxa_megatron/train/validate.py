@@ -41,8 +41,8 @@ def validation_sets(run: RunConfig) -> dict[str, ValidationSet]:
 
 def _text_bytes(reader: Reader, microbatches: list[Microbatch], token_bytes: torch.Tensor) -> int:
     total = torch.zeros(1, dtype=torch.int64)
-    for batch in map(reader.batch, microbatches):
-        total += (token_bytes[batch.labels] * batch.loss_mask.bool()).sum()
+    for own in map(reader.share, microbatches):
+        total += (token_bytes[own.of(own.batch.labels)] * own.loss_mask.bool()).sum()
     total = total.to(device.device())
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     return int(total)

@@ -18,13 +18,18 @@ from latxa_megatron.train.distributed import connect, disconnect, spread
 def logits(chunks, tokens: torch.Tensor) -> torch.Tensor | None:
     """Logits [b, s, vocabulary] on the ranks of the last stage, through megatron-core's pipeline schedule."""
     from megatron.core import parallel_state
+    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    rows, length = tokens.shape
+    positions = torch.arange(length).expand_as(tokens)
+    borders = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
+    packed = PackedSeqParams("thd", borders, borders, max_seqlen_q=length, max_seqlen_kv=length)
 
     def forward(_, model):
-        return model(tokens, positions, None), lambda output, non_loss_data: output
+        flat = (tokens.view(1, -1), positions.reshape(1, -1), None)
+        return model(*flat, packed_seq_params=packed), lambda output, non_loss_data: output
 
     with torch.no_grad():
         outputs = get_forward_backward_func()(
@@ -32,14 +37,14 @@ def logits(chunks, tokens: torch.Tensor) -> torch.Tensor | None:
             data_iterator=[None] * len(chunks),
             model=chunks,
             num_microbatches=1,
-            seq_length=tokens.shape[1],
-            micro_batch_size=tokens.shape[0],
+            seq_length=tokens.numel(),
+            micro_batch_size=1,
             forward_only=True,
             collect_non_loss_data=True,
         )
         if not parallel_state.is_pipeline_last_stage():
             return None
-        return gather_from_tensor_model_parallel_region(outputs[0])
+        return gather_from_tensor_model_parallel_region(outputs[0]).view(rows, length, -1)
 
 
 def main(hf: Path, root: Path, tokens_file: Path, layouts: list[dict[str, int]], out: Path) -> None:

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 def begun(samples: list[int], borders: list[int], **settings) -> Neftune:
     noise = Neftune(5.0, 33, **settings)
-    noise.begin(samples, torch.tensor(borders, dtype=torch.int32))
+    noise.begin(samples, torch.tensor(borders, dtype=torch.int32), torch.arange(borders[-1]))
     return noise
 
 
@@ -42,15 +42,16 @@ def test_a_samples_noise_is_its_own():
     assert torch.equal(begun([8], [0, 16]).noise(8, CPU), alone)
 
 
-@pytest.mark.parametrize("shape", ["s b h", "b*s 1 h"])
+@pytest.mark.parametrize("places", [range(16), [0, 1, 5, 5, 8, 9, 14, 15]])
 @pytest.mark.parametrize("tp", [1, 2])
-def test_each_element_gets_its_samples_noise(shape, tp, monkeypatch):
-    """What a rank's hook adds, laid out as the embedding's output is, against noise() of [samples, positions, hidden]."""
-    noise = begun([3, 8], [0, 6, 8, 16])
+def test_each_position_gets_its_samples_noise(places, tp, monkeypatch):
+    """What a rank's hook adds, [t, 1, hidden], against noise() of [samples, positions, hidden]."""
+    noise = Neftune(5.0, 33)
+    noise.begin([3, 8], torch.tensor([0, 6, 8, 16], dtype=torch.int32), torch.tensor(places))
     whole = noise.noise(4, CPU)
-    laid_out = torch.stack([whole[0], whole[1]], dim=1) if shape == "s b h" else torch.cat([whole[0], whole[1]])[:, None]
-    rows = laid_out.shape[0] // tp
+    expected = torch.stack([whole[place // 8, place % 8] for place in places])[:, None]
+    rows = len(places) // tp
     for rank in range(tp):
         monkeypatch.setattr("megatron.core.parallel_state.get_tensor_model_parallel_rank", lambda rank=rank: rank)
-        out = torch.zeros(rows, *laid_out.shape[1:], dtype=torch.bfloat16)
-        assert torch.equal(noise._here(out), laid_out[rank * rows : (rank + 1) * rows].bfloat16())
+        out = torch.zeros(rows, 1, 4, dtype=torch.bfloat16)
+        assert torch.equal(noise._here(out), expected[rank * rows : (rank + 1) * rows].bfloat16())

@@ -32,16 +32,26 @@ VALIDATED = [  # noise and a step that changes nothing: the scores are those of 
 VALIDATED_IN_TWO = {
     "validated dp2": VALIDATED,
     "validated tp2": [*VALIDATED, "parallel.tp=2"],
+    "validated cp2": [*VALIDATED, "parallel.cp=2"],
     "validated pp2 vp2": [*VALIDATED, "train.micro_batch=1", "parallel.pp=2", "parallel.vp=2"],
 }
-WITH_NOISE = {"noisy tp2": ["parallel.tp=2", *NOISY], "noisy pp2 vp2": ["parallel.pp=2", "parallel.vp=2", *NOISY]}
+WITH_NOISE = {
+    "noisy tp2": ["parallel.tp=2", *NOISY],
+    "noisy cp2": ["parallel.cp=2", *NOISY],
+    "noisy pp2 vp2": ["parallel.pp=2", "parallel.vp=2", *NOISY],
+}
 TWO_PROCESSES = {
     "tp2 with sequence parallelism": ["parallel.tp=2"],
     "pp2": ["parallel.pp=2"],
     "pp2, uneven stages": ["parallel.pp=2", "parallel.stages=[3,1]"],
     "pp2 with virtual stages": ["parallel.pp=2", "parallel.vp=2"],
     "pp2, tied embeddings": ["parallel.pp=2", "model.hf={root}/tied", "model.checkpoint={root}/tied_ckpt"],
+    "cp2": ["parallel.cp=2", "train.micro_batch=2"],
     "dp2": [],
+}
+FOUR_PROCESSES = {
+    "tp2 cp2": ["parallel.tp=2", "parallel.cp=2"],
+    "cp2 pp2 vp2": ["parallel.cp=2", "parallel.pp=2", "parallel.vp=2"],
 }
 SHORT = ["train.steps=9", "checkpoint.every=3"]
 FAULTY = [*SHORT, "guard.skips=1"]
@@ -93,11 +103,11 @@ class TinyRun:
     def train_here(self, name: str, overrides: list[str]) -> None:
         train(load_run(self.file, self._overrides(name, overrides)))
 
-    def train_in_two_processes(self, variants: dict[str, list[str]]) -> None:
+    def train_in_processes(self, count: int, variants: dict[str, list[str]]) -> None:
         """All variants in one start of torchrun: a start takes longer than a run."""
         runs = [self._overrides(name, overrides) for name, overrides in variants.items()]
         worker = Path(__file__).with_name("runs_worker.py")
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         subprocess.run([*torchrun, str(worker), str(self.file), json.dumps(runs)], check=True)
 
     def command(self, name: str, overrides: list[str]) -> list[str]:
@@ -118,7 +128,9 @@ def finished(tiny_run) -> TinyRun:
         tiny_run.train_here(name, overrides)
     half = Path("checkpoints") / "iter_0000006"
     shutil.copytree(tiny_run.out("short") / half, tiny_run.out("moved") / half)
-    tiny_run.train_in_two_processes(
+    tiny_run.train_in_processes(4, FOUR_PROCESSES)
+    tiny_run.train_in_processes(
+        2,
         {
             **TWO_PROCESSES,
             **WITH_NOISE,
@@ -126,6 +138,6 @@ def finished(tiny_run) -> TinyRun:
             **KILLED,
             **FAULTY_IN_TWO,
             "moved": ["parallel.tp=2", *SHORT, "checkpoint.every=null"],
-        }
+        },
     )
     return tiny_run

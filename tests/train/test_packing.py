@@ -9,7 +9,7 @@ from latxa_megatron.model.layout import Layout, Precision
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 from latxa_megatron.train.distributed import connect, disconnect, spread
-from latxa_megatron.train.step import model_inputs
+from latxa_megatron.train.inputs import share
 from tests.tiny import load_llama
 
 
@@ -30,10 +30,14 @@ def batch(tiny_run):
     return found
 
 
+def inputs_of(batch):
+    return share(batch, batch.tokens.numel()).model_inputs()
+
+
 def test_loss_of_a_packed_sample_is_that_of_its_documents_alone(model, batch, tiny_run):
     reference = load_llama(tiny_run.hf)
     with torch.no_grad():
-        losses = model(**model_inputs(batch))
+        losses = model(**inputs_of(batch))
         alone = []
         for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
             logits = reference(batch.tokens.view(-1)[None, start:end]).logits[0]
@@ -45,7 +49,7 @@ def test_loss_of_a_packed_sample_is_that_of_its_documents_alone(model, batch, ti
 
 
 def test_a_changed_token_changes_no_logit_of_another_document(model, batch):
-    inputs = model_inputs(batch)
+    inputs = inputs_of(batch)
     inputs.pop("labels")
     start, end = batch.cu_seqlens[1:3].tolist()
     with torch.no_grad():

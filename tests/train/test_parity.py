@@ -8,7 +8,7 @@ import torch
 
 from latxa_megatron.train.metrics import read_metrics
 from tests.tiny import load_llama
-from tests.train.conftest import GLOBAL_BATCH, ONE_PROCESS, STEPS, TWO_PROCESSES
+from tests.train.conftest import FOUR_PROCESSES, GLOBAL_BATCH, ONE_PROCESS, STEPS, TWO_PROCESSES
 
 
 def reference_losses(run, hf: Path, steps: int) -> tuple[list[float], list[float]]:
@@ -57,7 +57,7 @@ def expected(tiny_run):
     return {hf: reference_losses(tiny_run, hf, STEPS) for hf in (tiny_run.hf, tiny_run.tied)}
 
 
-@pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES])
+@pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES, *FOUR_PROCESSES])
 def test_loss_curve_equals_transformers(name, finished, expected):
     lines = read_metrics(finished.out(name))
     losses, grad_norms = expected[finished.tied if "tied" in name else finished.hf]
