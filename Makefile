@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 NEWEST := megatron-core==0.19.2
 
-.PHONY: demo test test-newest lint format bench clean
+.PHONY: demo test test-newest test-restart lint format bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/latxa demo
@@ -18,6 +18,10 @@ test: $(VENV)/dev
 test-newest: $(VENV)/newest
 	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest -k 'not signal and not started_again' tests/convert/test_round_trip.py \
 	  $(patsubst %,tests/train/test_%.py,parity packing guard save resume neftune)
+
+# A frozen rank under nvidia-resiliency-ext's ft_launcher.
+test-restart: $(VENV)/resiliency
+	PYTHONPATH=$(VENV)/resiliency $(BIN)/python -m pytest tests/train/test_heartbeat.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -56,6 +60,10 @@ $(VENV)/dev: $(VENV)/demo
 
 $(VENV)/newest: $(VENV)/dev
 	$(BIN)/pip install --quiet --ignore-requires-python --no-deps --target $@ '$(NEWEST)' triton
+
+# In a place of its own: beside a release before 0.6, which older systems get, megatron-core 0.19 cannot be imported.
+$(VENV)/resiliency: $(VENV)/dev
+	$(BIN)/pip install --quiet --no-deps --target $@ nvidia-resiliency-ext nvidia-ml-py defusedxml
 
 clean:
 	rm -rf $(VENV) build demo-out

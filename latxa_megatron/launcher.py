@@ -1,4 +1,4 @@
-"""What a launcher says of this process: torchrun in RANK, WORLD_SIZE and the like, srun in words of its own."""
+"""What a launcher says of this process: torchrun and ft_launcher in RANK, WORLD_SIZE and the like, srun in words of its own."""
 
 import os
 import re
@@ -11,6 +11,11 @@ def rank() -> int:
     """This process's number among those of its run; 0 where there is no launcher."""
     adopt_srun()
     return int(os.environ.get("RANK", 0))
+
+
+def has_monitor() -> bool:
+    """Whether ft_launcher of nvidia-resiliency-ext started this process, with a monitor that waits for its heartbeats."""
+    return "FT_RANK_MONITOR_IPC_SOCKET" in os.environ
 
 
 def adopt_srun() -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,10 +22,14 @@ _FRAME = re.compile(r'  File "(.+)", line (\d+) in (\S+)')
 
 
 class HangWatch:
-    """While the block runs: where beat() was not called for so long, out/hung/ tells why and the process ends with status 1."""
+    """While the block runs: where beat() was not called for so long, out/hung/ tells why and the process ends with status 1.
 
-    def __init__(self, out: Path, minutes: float | None) -> None:
+    tell: called by each beat(), for a watch outside of this process.
+    """
+
+    def __init__(self, out: Path, minutes: float | None, tell: Callable[[], None]) -> None:
         self._directory = out / "hung"
+        self._tell = tell
         self._seconds = None if minutes is None else minutes * 60
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._deadline = float("inf")
@@ -52,6 +57,7 @@ class HangWatch:
         if self._seconds is not None:
             faulthandler.dump_traceback_later(self._seconds, file=self._file)  # needs no lock that a stuck thread may hold
             self._deadline = time.monotonic() + self._seconds
+        self._tell()
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):

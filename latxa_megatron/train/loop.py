@@ -19,6 +19,7 @@ from latxa_megatron.train.distributed import compute_same_bits, connected, time_
 from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.hang import HangWatch
+from latxa_megatron.train.heartbeat import heartbeats
 from latxa_megatron.train.reporting import Report, reports
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
@@ -37,14 +38,14 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     Raises LatxaError for a run that cannot work, before any model is built.
     """
     compute_same_bits(run.train.deterministic)
-    with connected(time_limit(run)):
+    with heartbeats() as beat, connected(time_limit(run)):
         check_run(run, dist.get_world_size())
         with _alone(run):
             job = set_up(run)
             with (
                 StopSignals() as stop,
                 reports(run, job.start) as report,
-                HangWatch(run.out, run.guard.hang_minutes) as hang,
+                HangWatch(run.out, run.guard.hang_minutes, beat) as hang,
             ):
                 return _train(job, stop, hang, report, watch)
 
