@@ -86,7 +86,7 @@ def data_build(
     with _bytes_bar("tokenizing") as progress:
         store = build_store(out, tokenizer, sources, workers=workers, progress=progress)
     _print_sources(store.totals())
-    console.print(f"store: {out}")
+    console.print(f"store: {out}", soft_wrap=True)
 
 
 @data.command("pack")
@@ -113,7 +113,8 @@ def data_pack(
     else:
         raise LatxaError("give --out and at least one store, or a run file with --run")
     plan = pack(out, mixture, seq_length=seq_length, seed=seed)
-    console.print(f"plan: {out}: {len(plan):,} samples of {plan.seq_length:,} positions, {plan.efficiency():.2%} filled")
+    filled = f"{len(plan):,} samples of {plan.seq_length:,} positions, {plan.efficiency():.2%} filled"
+    console.print(f"plan: {out}: {filled}", soft_wrap=True)
 
 
 @data.command("inspect")
@@ -145,7 +146,7 @@ def convert_import(
 
     with console.status("importing"):
         final = import_hf(hf, out)
-    console.print(f"checkpoint: {final}")
+    console.print(f"checkpoint: {final}", soft_wrap=True)
 
 
 @convert.command("export")
@@ -161,7 +162,7 @@ def convert_export(
 
     with console.status("exporting"):
         export_hf(checkpoint, out, like)
-    console.print(f"model: {out}")
+    console.print(f"model: {out}", soft_wrap=True)
 
 
 @app.command("train")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,17 +85,22 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path, what: str) -> Iterator[None]:
-    """Hold a directory for this process alone; the kernel lets go when the process ends, however it ends.
+def locked(directory: Path, what: str, seconds: float = 0) -> Iterator[None]:
+    """Hold a directory for this process alone; the kernel lets go when the process and those it forked end, however they end.
 
-    Raises LatxaError where another process holds it.
+    Raises LatxaError where another process still holds it after so many seconds.
     """
     descriptor = os.open(directory, os.O_RDONLY)
+    last = time.monotonic() + seconds
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LatxaError(f"{directory}: another process is {what}; wait for it or stop it") from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= last:
+                    raise LatxaError(f"{directory}: another process is {what}; wait for it or stop it") from None
+                time.sleep(0.5)
         yield
     finally:
         os.close(descriptor)

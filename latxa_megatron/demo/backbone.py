@@ -52,6 +52,7 @@ def write_from_gguf(file: Path, out: Path) -> None:
     import transformers
     from gguf import GGUFReader
 
+    transformers.utils.logging.disable_progress_bar()
     reader = GGUFReader(file)
     config = _config(reader)
     with new_directory(out) as partial, torch.device("meta"):

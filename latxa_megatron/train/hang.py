@@ -53,7 +53,7 @@ class HangWatch:
                 self._directory.rmdir()
 
     def beat(self) -> None:
-        """Say that the run goes on; called at the begin of each step, validation and save."""
+        """Say that the run goes on; called at the beginning of each step, validation and save."""
         if self._seconds is not None:
             faulthandler.dump_traceback_later(self._seconds, file=self._file)  # needs no lock that a stuck thread may hold
             self._deadline = time.monotonic() + self._seconds

@@ -31,6 +31,10 @@ Watch = Callable[[int, dict[str, Any]], None]
 """Called on rank 0 after each step with the steps in all and the step's line of metrics.jsonl."""
 
 
+ORPHANS = 120
+"""Seconds that a start waits for another of the same run: the writer of its checkpoint outlives a run that is killed."""
+
+
 def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     """Train a run to its end, from its newest checkpoint where it has one. Every rank calls it with the same run.
 
@@ -55,7 +59,7 @@ def _alone(run: RunConfig) -> Iterator[None]:
     """Keep a second start of the run out while processes of a killed one are still at work. Rank 0 holds the lock for all."""
     if dist.get_rank() == 0:
         run.out.mkdir(parents=True, exist_ok=True)
-        with locked(run.out, "training this run"):
+        with locked(run.out, "training this run", ORPHANS):
             yield
     else:
         yield

@@ -6,7 +6,7 @@ import pytest
 
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import locked
-from latxa_megatron.train import checkpoint
+from latxa_megatron.train import checkpoint, loop
 from latxa_megatron.train.metrics import read_metrics
 from tests.train.conftest import SHORT
 
@@ -23,7 +23,8 @@ def test_a_damaged_checkpoint_is_passed_over(finished):
     assert losses(finished, "damaged") == losses(finished, "short")
 
 
-def test_a_run_is_trained_once_at_a_time(finished):
+def test_a_run_is_trained_once_at_a_time(finished, monkeypatch):
+    monkeypatch.setattr(loop, "ORPHANS", 0)
     with locked(finished.out("short"), "training this run"), pytest.raises(LatxaError, match="training this run"):
         finished.train_here("short", SHORT)
 
