@@ -4,6 +4,7 @@ Each chunk of each file becomes one shard, whatever worker does it, and a shard'
 that was killed is started again with the same command, keeps the shards that are done, and ends with the same bytes.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -242,7 +243,8 @@ def _encode(tokenizer: Tokenizer, task: _Task) -> Iterator[Tokens]:
     for batch in _batches(src.records(task.chunk)):
         kept = [r for r in batch if r.text is None or not src.held_out(r.id, task.hold_out)]
         texts = [r.text for r in kept if r.text is not None]
-        encoded = iter(tokenizer.encode_documents(texts)) if texts else iter([])
+        ids, offsets = tokenizer.encode_documents(texts)
+        encoded = iter([ids[start:end].tolist() for start, end in itertools.pairwise(offsets)])
         for record in kept:
             yield _tokens(tokenizer, record, encoded, task)
 
