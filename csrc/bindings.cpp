@@ -33,6 +33,19 @@ void add_document(ShardWriter& writer, const Array<std::int32_t>& tokens, const 
                static_cast<std::size_t>(spans.size()) / 2);
 }
 
+void add_whole(ShardWriter& writer, const Array<std::int32_t>& tokens, const Array<std::int64_t>& offsets) {
+    if (tokens.ndim() != 1 || offsets.ndim() != 1 || offsets.size() < 1)
+        throw py::value_error("tokens and offsets: one dimension, offsets at least one");
+    const std::int64_t* border = offsets.data();
+    if (border[0] != 0 || border[offsets.size() - 1] != tokens.size())
+        throw py::value_error("offsets: from 0 to the number of tokens");
+    for (py::ssize_t i = 0; i + 1 < offsets.size(); ++i) {
+        if (border[i + 1] < border[i]) throw py::value_error("offsets: not in order");
+        const Span all{0, static_cast<std::int32_t>(border[i + 1] - border[i])};
+        writer.add(tokens.data() + border[i], static_cast<std::size_t>(border[i + 1] - border[i]), &all, 1);
+    }
+}
+
 void check_document(const Shard& shard, std::uint64_t document) {
     if (document >= shard.documents()) throw py::index_error("the shard has no such document");
 }
@@ -136,6 +149,8 @@ PYBIND11_MODULE(_core, m) {
              py::arg("prefix"), py::arg("token_type"), py::arg("with_mask"))
         .def("add", &add_document, py::arg("tokens"), py::arg("spans"),
              "Append a document: tokens int32 [n], trained spans int32 [k, 2].")
+        .def("add_whole", &add_whole, py::arg("tokens"), py::arg("offsets"),
+             "Append documents that are trained whole: tokens int32 [n] end to end, offsets int64 [documents + 1].")
         .def("finish", &ShardWriter::finish, "Write the index and the mask, fsync, rename into place.")
         .def_property_readonly("documents", &ShardWriter::documents)
         .def_property_readonly("tokens", &ShardWriter::tokens)

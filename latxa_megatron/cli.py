@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 from rich.console import Console
@@ -38,6 +38,8 @@ for _name, _group in (("data", data), ("convert", convert), ("launch", launch), 
 
 console = Console()
 
+OnError: TypeAlias = Literal["stop", "skip"]
+
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file; `latxa recipes list` shows those that ship.")]
 Overrides = Annotated[
     list[str] | None,
@@ -51,8 +53,10 @@ def data_build(
     tokenizer: Annotated[Path | None, typer.Option(help="Directory with tokenizer.json.")] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=GLOB", help="JSONL files of documents ('text') or conversations ('messages')."),
+        typer.Option(metavar="NAME=GLOB", help="JSONL files of documents or conversations ('messages'), .gz and .zst too."),
     ] = None,
+    field: Annotated[str, typer.Option(help="The field that has a document's text.")] = "text",
+    on_error: Annotated[OnError, typer.Option(help="At a line that is no record: stop, or leave it out and say so.")] = "stop",
     hold_out: Annotated[float, typer.Option(help="Share of the documents to keep out, by a hash of their id.")] = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the store is the same for any number.")] = 1,
     run: Annotated[Path | None, typer.Option(metavar="RUN.yaml", help="Take it all from a run file's data: section.")] = None,
@@ -64,11 +68,12 @@ def data_build(
     from latxa_megatron.config import load_run
     from latxa_megatron.data.build import build_store
     from latxa_megatron.data.sources import find
+    from latxa_megatron.data.store import SKIPPED
 
     if run:
         config = load_run(run)
-        sources = [find(name, s.paths, s.hold_out) for name, s in config.data.sources.items()]
-        out, tokenizer = config.data.store, config.tokenizer
+        sources = [find(name, s.paths, s.hold_out, s.field) for name, s in config.data.sources.items()]
+        out, tokenizer, on_error = config.data.store, config.tokenizer, config.data.on_error
         if not sources:
             raise LatxaError(f"{run}: data.sources is empty; name at least one source with its paths")
     elif out and tokenizer and source:
@@ -80,12 +85,16 @@ def data_build(
             named.setdefault(name, []).append(pattern)
         if not 0 <= hold_out < 1:
             raise LatxaError("--hold-out: is a share from 0 up to, but not, 1")
-        sources = [find(name, patterns, hold_out) for name, patterns in named.items()]
+        sources = [find(name, patterns, hold_out, field) for name, patterns in named.items()]
     else:
         raise LatxaError("give --out, --tokenizer and at least one --source, or a run file with --run")
     with _bytes_bar("tokenizing") as progress:
-        store = build_store(out, tokenizer, sources, workers=workers, progress=progress)
+        store = build_store(
+            out, tokenizer, sources, workers=workers, skip_errors=on_error == "skip", progress=progress, say=console.print
+        )
     _print_sources(store.totals())
+    if skipped := store.manifest.get("skipped"):
+        console.print(f"[yellow]skipped {skipped:,} lines[/yellow]: {out / SKIPPED} says which and why", soft_wrap=True)
     console.print(f"store: {out}", soft_wrap=True)
 
 

@@ -18,8 +18,9 @@ class ModelSection(Section):
 
 
 class SourceSection(Section):
-    paths: list[str] = Field(min_length=1, description="JSONL files or globs")
+    paths: list[str] = Field(min_length=1, description="JSONL files or globs, .gz and .zst too")
     epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each document is seen; 0.5 takes half of them")
+    field: str = Field("text", description="the field of a line that has a document's text")
     hold_out: Share = Field(0.0, description="share of the documents kept out of training, chosen by a hash of their id")
     tokens: PositiveInt | None = Field(
         None, description="tokens of one epoch where they are known; `recipes list` alone reads it"
@@ -32,6 +33,7 @@ class DataSection(Section):
     store: Path = Field(description="token store; data/NAME/store where it is not given, NAME being the run's")
     plan: Path = Field(description="pack plan; data/NAME/plan where it is not given")
     seq_length: PositiveInt = 8192
+    on_error: Literal["stop", "skip"] = Field("stop", description="at a line that is no record: stop, or leave it out and say so")
 
 
 class ParallelSection(Section):

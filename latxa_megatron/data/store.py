@@ -13,6 +13,7 @@ from latxa_megatron.files import fingerprint, read_json
 FORMAT = "latxa-token-store"
 VERSION = 1
 MANIFEST = "manifest.json"
+SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)

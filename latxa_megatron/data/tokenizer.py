@@ -93,6 +93,10 @@ class Tokenizer:
         self._engine, why = prove(self._backend, texts)
         return f"{self._engine.name} ({why})"
 
+    @property
+    def accelerated(self) -> bool:
+        return not isinstance(self._engine, HuggingFace)
+
     def encode_texts(self, texts: list[str]) -> Flat:
         """(ids int32 [n], offsets int64 [len(texts) + 1]) of texts laid end to end; nothing before or after them."""
         return self._engine.encode(texts)

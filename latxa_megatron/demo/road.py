@@ -150,7 +150,7 @@ def _build(run: RunConfig, console: Console) -> None:
     from latxa_megatron.data.plan import Mix, pack
     from latxa_megatron.data.sources import find
 
-    sources = [find(name, s.paths, s.hold_out) for name, s in run.data.sources.items()]
+    sources = [find(name, s.paths, s.hold_out, s.field) for name, s in run.data.sources.items()]
     with _bar("tokenizing", console) as bar:
         task = bar.add_task("")
         store = build_store(

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from latxa_megatron.data import build
+from latxa_megatron.data import build, shards
 from latxa_megatron.data import sources as src
 from tests.data.samples import chat, corpus
 
@@ -21,20 +21,20 @@ def die() -> None:
 
 
 def die_in_a_shard() -> None:
-    encode = build._encode
+    add = shards._add_documents
 
-    def dying(tokenizer, task):
-        for number, tokens in enumerate(encode(tokenizer, task)):
-            if task.prefix.name == "00002" and number == 3:
-                die()
-            yield tokens
+    def dying(writer, tokenizer, task, records):
+        add(writer, tokenizer, task, records[:3] if task.prefix.name == "00002" else records)
+        if task.prefix.name == "00002":
+            die()
 
-    build._encode = dying
+    shards._add_documents = dying
 
 
 def die_before(name: str) -> None:
-    write = build.write_json
-    build.write_json = lambda path, value: die() if path.name == name else write(path, value)
+    for module in (build, shards):
+        write = module.write_json
+        module.write_json = lambda path, value, write=write: die() if path.name == name else write(path, value)
 
 
 def die_before_the_rename() -> None:

@@ -63,7 +63,7 @@ def test_what_a_killed_build_of_other_inputs_left_is_not_used(root, byte_tokeniz
     partial.mkdir()
     (partial / "inputs").write_text("of another build")
     wrong = {"name": "00000", "source": "corpus", "documents": 1, "tokens": 1, "trained_tokens": 1, "sha256": {}}
-    (partial / "00000.json").write_text(json.dumps(wrong))
+    (partial / "00000.json").write_text(json.dumps([{"info": wrong, "skipped": []}]))
     store = build_store(tmp_path / "store", byte_tokenizer, [corpus(root / "sources")])
     assert len(list(store.documents())) == len(DOCUMENTS)
 

@@ -1,0 +1,119 @@
+"""Lines of a source file, as it is or compressed with gzip or zstd, with the byte at which each begins."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from latxa_megatron.errors import LatxaError
+
+COMPRESSED = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The lines of a file that begin in its bytes [start, end), decompressed ones where it is compressed; None is its end."""
+
+    path: Path
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line by its byte offset. As text it is file:line, and only then are lines counted; or file:byte, for many of them."""
+
+    path: Path
+    offset: int
+    in_bytes: bool = False
+
+    def __str__(self) -> str:
+        if self.in_bytes:
+            return f"{self.path}:byte {self.offset}"
+        with opened(self.path) as file:
+            line, left = 1, self.offset
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                line += block.count(b"\n")
+                left -= len(block)
+        return f"{self.path}:{line}"
+
+
+def is_compressed(path: Path) -> bool:
+    return path.suffix in COMPRESSED
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file's decompressed bytes. Reading raises EOFError where a compressed one is cut short."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Zstd(path), 1 << 20)
+    return path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """The frames of a .zst file, one after the other; zstandard's own reader takes a frame that is cut short for a whole one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._compressed, self._ready = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        while not self._ready:
+            compressed = self._compressed or self._file.read(1 << 17)
+            if not compressed:
+                if self._frame is not None:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(compressed))
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed, self._frame = self._frame.unused_data, None
+        n = min(len(buffer), len(self._ready))
+        buffer[:n] = self._ready[:n]
+        self._ready = self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of each line of a chunk. Raises LatxaError for a longer one, and for a file that does not decompress."""
+    try:
+        yield from _lines(chunk, max_line_bytes)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise LatxaError(f"{chunk.path}: is damaged or cut short ({error}); compress it again") from None
+
+
+def _lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+    with opened(chunk.path) as file:
+        offset = chunk.start
+        if chunk.start > 0:  # the line under the cut belongs to the chunk before
+            left = chunk.start - 1
+            if not is_compressed(chunk.path):
+                left -= file.seek(left)
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                left -= len(block)
+            while (head := file.readline(1 << 20)) and not head.endswith(b"\n"):
+                offset += len(head)
+            offset += len(head) - 1
+        while (chunk.end is None or offset < chunk.end) and (line := file.readline(max_line_bytes + 1)):
+            if len(line) > max_line_bytes:
+                raise LatxaError(
+                    f"{Place(chunk.path, offset)}: the line is longer than {max_line_bytes >> 20} MB; "
+                    "split the document into several"
+                )
+            yield offset, line
+            offset += len(line)

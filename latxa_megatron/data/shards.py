@@ -1,0 +1,155 @@
+"""A chunk of a source to shards of a token store: read, tokenize, write.
+
+A shard has the documents whose line begins in one window of the source's (decompressed) bytes, so its bytes depend on nothing
+else. A plain file is cut into chunks of one window each; a compressed file can only be read from its beginning, so it is one
+chunk of many windows. A shard's summary is written after its files: a shard with a summary is done.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from latxa_megatron import _core
+from latxa_megatron.data import sources as src
+from latxa_megatron.data.chat import encode_conversation
+from latxa_megatron.data.readers import Chunk
+from latxa_megatron.data.records import Record, Skipped
+from latxa_megatron.data.sources import Source
+from latxa_megatron.data.store import ShardInfo
+from latxa_megatron.data.tokenizer import Tokenizer
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import read_json, sha256, write_json
+
+_BATCH = 512
+_BATCH_CHARACTERS = 1 << 21
+"""Documents tokenized at once: enough to keep the tokenizer's threads busy, few enough to bound its memory."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chunk to make shards of: NAME.bin, .idx and .mask under `prefix`, or, of a compressed file, under NAME-WINDOW."""
+
+    prefix: Path
+    chunk: Chunk
+    source: Source
+    token_type: int
+    with_mask: bool
+    skip_errors: bool
+    window: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard, and the lines that were left out of it, each as one line of text."""
+
+    info: ShardInfo
+    skipped: list[str]
+
+
+def finished(task: Task) -> list[Written] | None:
+    """What an earlier build left of a task that it had done."""
+    summary = task.prefix.with_suffix(".json")
+    return [_read(value) for value in read_json(summary)] if summary.exists() else None
+
+
+def write_shards(tokenizer: Tokenizer, task: Task) -> list[Written]:
+    """Write a task's shards that are not there yet; all of them, in order. Raises LatxaError for what is no record."""
+    written = []
+    if task.chunk.end is not None:
+        written.append(_write(tokenizer, task, task.prefix, _records(task, task.chunk)))
+    else:
+        while (summary := _window(task, len(written)).with_suffix(".json")).exists():
+            written.append(_read(read_json(summary)))
+        rest = _records(task, replace(task.chunk, start=len(written) * task.window))
+        for number, group in itertools.groupby(rest, lambda record: record.place.offset // task.window):
+            prefix = _window(task, number)
+            written.append(_write(tokenizer, task, prefix, group))
+            write_json(prefix.with_suffix(".json"), _as_json(written[-1]))
+    write_json(task.prefix.with_suffix(".json"), [_as_json(each) for each in written])
+    return written
+
+
+def _window(task: Task, number: int) -> Path:
+    return task.prefix.with_name(f"{task.prefix.name}-{number:05d}")
+
+
+def _as_json(written: Written) -> dict[str, object]:
+    return {"info": asdict(written.info), "skipped": written.skipped}
+
+
+def _read(value: dict[str, object]) -> Written:
+    return Written(ShardInfo(**value["info"]), list(value["skipped"]))  # type: ignore[arg-type, call-overload]
+
+
+def _records(task: Task, chunk: Chunk) -> Iterator[Record | Skipped]:
+    read = src.records_or_why if task.skip_errors else src.records
+    return read(chunk, field=task.source.field)
+
+
+def _write(tokenizer: Tokenizer, task: Task, prefix: Path, records: Iterable[Record | Skipped]) -> Written:
+    writer = _core.ShardWriter(str(prefix), task.token_type, task.with_mask)
+    skipped: list[str] = []
+    for batch in _batches(records):
+        for some in _runs(batch):
+            if some[0].text is not None:
+                _add_documents(writer, tokenizer, task, some)
+            else:
+                _add_conversations(writer, tokenizer, task, some, skipped)
+        skipped += [each.why for each in batch if isinstance(each, Skipped)]
+    sums = {}
+    if writer.documents:
+        writer.finish()
+        suffixes = ["bin", "idx"] + (["mask"] if task.with_mask else [])
+        sums = {suffix: sha256(prefix.with_suffix(f".{suffix}")) for suffix in suffixes}
+    info = ShardInfo(prefix.name, task.source.name, writer.documents, writer.tokens, writer.trained_tokens, sums)
+    return Written(info, skipped)
+
+
+def _runs(batch: list[Record | Skipped]) -> Iterator[list[Record]]:
+    """The records of a batch, documents apart from conversations, in order."""
+    records = [each for each in batch if isinstance(each, Record)]
+    return (list(group) for _, group in itertools.groupby(records, lambda record: record.text is None))
+
+
+def _add_documents(writer: _core.ShardWriter, tokenizer: Tokenizer, task: Task, records: list[Record]) -> None:
+    share = task.source.hold_out
+    texts = [r.text for r in records if r.text is not None and not (share and src.held_out(r.id, share))]
+    writer.add_whole(*tokenizer.encode_documents(texts))
+
+
+def _add_conversations(
+    writer: _core.ShardWriter, tokenizer: Tokenizer, task: Task, records: list[Record], skipped: list[str]
+) -> None:
+    for record in records:
+        try:
+            if not task.with_mask:
+                raise LatxaError(
+                    f"{record.place}: a conversation among the documents of '{task.source.name}'; give it its own source"
+                )
+            if task.source.hold_out:
+                raise LatxaError(
+                    f"{record.place}: hold_out is for documents, and '{task.source.name}' has conversations; set it to 0 there"
+                )
+            tokens = encode_conversation(tokenizer, record.messages or [], record.place)
+        except LatxaError as error:
+            if not task.skip_errors:
+                raise
+            skipped.append(str(error))
+            continue
+        writer.add(np.asarray(tokens.ids, np.int32), np.asarray(tokens.spans, np.int32).reshape(-1, 2))
+
+
+def _batches(records: Iterable[Record | Skipped]) -> Iterator[list[Record | Skipped]]:
+    batch: list[Record | Skipped] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += len(record.line) if isinstance(record, Record) else 0
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
