@@ -1,4 +1,4 @@
-"""Loads a checkpoint under each of several layouts and writes the logits of given tokens. Run under torchrun by test_logits."""
+"""Loads checkpoints under each of several layouts and writes the logits of given tokens. Run under torchrun by test_logits."""
 
 import json
 import sys
@@ -47,23 +47,25 @@ def logits(chunks, tokens: torch.Tensor) -> torch.Tensor | None:
         return gather_from_tensor_model_parallel_region(outputs[0]).view(rows, length, -1)
 
 
-def main(hf: Path, root: Path, tokens_file: Path, layouts: list[dict[str, int]], out: Path) -> None:
+def main(directories: list[Path], layouts: list[dict[str, int]]) -> None:
+    """Each directory has hf, ckpt and tokens.npy, and gets LAYOUT.npy for each layout's place in the list."""
     from megatron.core import parallel_state
 
     connect()
-    tokens = torch.from_numpy(np.load(tokens_file))
-    for i, sizes in enumerate(layouts):
-        layout = Layout(**sizes)
-        spread(layout, seed=1)
-        chunks = build_model(LlamaShape.from_hf(hf), layout, Precision(torch.float32))
-        checkpoint.load_weights(checkpoint.resolve(root), chunks)
-        found = logits(chunks, tokens)
-        last = parallel_state.get_pipeline_model_parallel_last_rank()
-        if dist.get_rank() == last:
-            np.save(out / f"{i}.npy", found.numpy())
-        dist.barrier()
+    for directory in directories:
+        tokens = torch.from_numpy(np.load(directory / "tokens.npy"))
+        for i, sizes in enumerate(layouts):
+            layout = Layout(**sizes)
+            spread(layout, seed=1)
+            chunks = build_model(LlamaShape.from_hf(directory / "hf"), layout, Precision(torch.float32))
+            checkpoint.load_weights(checkpoint.resolve(directory / "ckpt"), chunks)
+            found = logits(chunks, tokens)
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            if dist.get_rank() == last:
+                np.save(directory / f"{i}.npy", found.numpy())
+            dist.barrier()
     disconnect()
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), json.loads(sys.argv[4]), Path(sys.argv[5]))
+    main([Path(each) for each in sys.argv[2:]], json.loads(sys.argv[1]))

@@ -49,9 +49,10 @@ TWO_PROCESSES = {
     "cp2": ["parallel.cp=2", "train.micro_batch=2"],
     "dp2": [],
 }
+FEW = 5
 FOUR_PROCESSES = {
-    "tp2 cp2": ["parallel.tp=2", "parallel.cp=2"],
-    "cp2 pp2 vp2": ["parallel.cp=2", "parallel.pp=2", "parallel.vp=2"],
+    "tp2 cp2": ["parallel.tp=2", "parallel.cp=2", f"train.steps={FEW}"],
+    "cp2 pp2 vp2": ["parallel.cp=2", "parallel.pp=2", "parallel.vp=2", f"train.steps={FEW}"],
 }
 SHORT = ["train.steps=9", "checkpoint.every=3"]
 FAULTY = [*SHORT, "guard.skips=1"]

@@ -8,7 +8,7 @@ import torch
 
 from latxa_megatron.train.metrics import read_metrics
 from tests.tiny import load_llama
-from tests.train.conftest import FOUR_PROCESSES, GLOBAL_BATCH, ONE_PROCESS, STEPS, TWO_PROCESSES
+from tests.train.conftest import FEW, FOUR_PROCESSES, GLOBAL_BATCH, ONE_PROCESS, STEPS, TWO_PROCESSES
 
 
 def reference_losses(run, hf: Path, steps: int) -> tuple[list[float], list[float]]:
@@ -54,13 +54,15 @@ def cosine(step: int, warmup: int, steps: int, high: float, low: float) -> float
 
 @pytest.fixture(scope="module")
 def expected(tiny_run):
-    return {hf: reference_losses(tiny_run, hf, STEPS) for hf in (tiny_run.hf, tiny_run.tied)}
+    runs = [(tiny_run.hf, STEPS), (tiny_run.hf, FEW), (tiny_run.tied, STEPS)]
+    return {run: reference_losses(tiny_run, *run) for run in runs}
 
 
 @pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES, *FOUR_PROCESSES])
 def test_loss_curve_equals_transformers(name, finished, expected):
     lines = read_metrics(finished.out(name))
-    losses, grad_norms = expected[finished.tied if "tied" in name else finished.hf]
-    assert losses[0] - losses[-1] > 0.1  # there is something to learn, and it is learned
+    steps = FEW if name in FOUR_PROCESSES else STEPS
+    losses, grad_norms = expected[finished.tied if "tied" in name else finished.hf, steps]
+    assert losses[0] - losses[-1] > steps / 200  # there is something to learn, and it is learned
     assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5, rel=0)
     assert [line["grad_norm"] for line in lines] == pytest.approx(grad_norms, abs=1e-4, rel=0)
