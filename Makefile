@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 # An installed torch is left alone; without one, and without a GPU driver, this version is asked for.
 CPU_TORCH := torch==2.13.0
 NEWEST := megatron-core==0.19.2
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h tests/fuzz/*.cpp tests/fuzz/*.h)
+FUZZ_RUNS := 200000
+FUZZ_SEED := 33
 
-.PHONY: demo test test-newest test-restart lint format bench clean
+.PHONY: demo test test-newest test-restart lint format bench fuzz clean
 
 demo: $(VENV)/demo
 	$(BIN)/latxa demo
@@ -27,15 +30,24 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/packing.py
+
+# Damaged stores and plans, read under AddressSanitizer and UndefinedBehaviorSanitizer; needs a compiler and no Python.
+fuzz: build/fuzz_reader
+	$< $(FUZZ_RUNS) $(FUZZ_SEED)
+
+build/fuzz_reader: $(filter-out csrc/bindings.cpp,$(CXX_FILES))
+	@mkdir -p build
+	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -Wpedantic -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  -Icsrc tests/fuzz/reader.cpp tests/fuzz/samples.cpp csrc/store_reader.cpp csrc/gather.cpp -o $@
 
 $(VENV)/torch:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'

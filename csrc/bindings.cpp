@@ -109,17 +109,16 @@ class Gatherer {
         py::array_t<std::int64_t> tokens({b, s}), labels({b, s}), position_ids({b, s});
         py::array_t<float> loss_mask({b, s});
         std::vector<std::int32_t> ends{0};
-        const auto* slices = reinterpret_cast<const Slice*>(slices_.data());
-        const auto slice_count = static_cast<std::int64_t>(static_cast<std::size_t>(slices_.size()) / sizeof(Slice));
+        const PlanView plan{offsets_.data(), static_cast<std::size_t>(offsets_.size()) - 1,
+                            reinterpret_cast<const Slice*>(slices_.data()),
+                            static_cast<std::size_t>(slices_.size()) / sizeof(Slice)};
         for (std::size_t r = 0; r < rows.size(); ++r) {
-            if (rows[r] < 0 || rows[r] + 1 >= offsets_.size()) throw py::index_error("the plan has no such row");
-            const std::int64_t first = offsets_.data()[rows[r]], last = offsets_.data()[rows[r] + 1];
-            if (first < 0 || last < first || last > slice_count) throw StoreError("the plan's row offsets are damaged");
+            if (rows[r] < 0 || static_cast<std::size_t>(rows[r]) >= plan.rows)
+                throw py::index_error("the plan has no such row");
             const std::size_t at = r * positions;
             const SampleView out{tokens.mutable_data() + at, labels.mutable_data() + at, loss_mask.mutable_data() + at,
                                  position_ids.mutable_data() + at, positions};
-            gather_sample(stores_, slices + first, static_cast<std::size_t>(last - first), pad, out,
-                          static_cast<std::int32_t>(at), ends);
+            gather_row(stores_, plan, static_cast<std::size_t>(rows[r]), pad, out, static_cast<std::int32_t>(at), ends);
         }
         py::dict result;
         result["tokens"] = std::move(tokens);

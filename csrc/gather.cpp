@@ -58,4 +58,12 @@ void gather_sample(const Stores& stores, const Slice* slices, std::size_t count,
     document_ends.push_back(base + static_cast<std::int32_t>(out.positions));
 }
 
+void gather_row(const Stores& stores, const PlanView& plan, std::size_t row, std::int64_t pad, const SampleView& out,
+                std::int32_t base, std::vector<std::int32_t>& document_ends) {
+    const std::int64_t first = plan.offsets[row], last = plan.offsets[row + 1];
+    if (first < 0 || last < first || static_cast<std::uint64_t>(last) > plan.slice_count)
+        throw StoreError("the plan's row offsets are damaged");
+    gather_sample(stores, plan.slices + first, static_cast<std::size_t>(last - first), pad, out, base, document_ends);
+}
+
 }  // namespace latxa

@@ -39,4 +39,16 @@ using Stores = std::vector<std::vector<std::shared_ptr<Shard>>>;
 void gather_sample(const Stores& stores, const Slice* slices, std::size_t count, std::int64_t pad,
                    const SampleView& out, std::int32_t base, std::vector<std::int32_t>& document_ends);
 
+// The two arrays of a plan: row r is slices [offsets[r], offsets[r + 1]).
+struct PlanView {
+    const std::int64_t* offsets;
+    std::size_t rows;
+    const Slice* slices;
+    std::size_t slice_count;
+};
+
+// Fills the sample that a row, one of plan.rows, is. Throws as gather_sample does, and for offsets outside the slices.
+void gather_row(const Stores& stores, const PlanView& plan, std::size_t row, std::int64_t pad, const SampleView& out,
+                std::int32_t base, std::vector<std::int32_t>& document_ends);
+
 }  // namespace latxa

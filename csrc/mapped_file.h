@@ -19,13 +19,18 @@ namespace latxa {
 class MappedFile {
   public:
     explicit MappedFile(std::string path) : path_(std::move(path)) {
-        const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+        // O_NONBLOCK: to open a pipe that nobody writes to would otherwise wait for ever.
+        const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (fd < 0) throw StoreError(path_ + ": cannot be opened: " + std::strerror(errno));
         struct stat info{};
         if (::fstat(fd, &info) != 0) {
             const int error = errno;
             ::close(fd);
             throw StoreError(path_ + ": " + std::strerror(error));
+        }
+        if (!S_ISREG(info.st_mode)) {
+            ::close(fd);
+            throw StoreError(path_ + ": is not a regular file");
         }
         size_ = static_cast<std::size_t>(info.st_size);
         if (size_ > 0) {
@@ -34,12 +39,16 @@ class MappedFile {
             ::close(fd);
             if (map == MAP_FAILED) throw StoreError(path_ + ": cannot be mapped: " + std::strerror(error));
             data_ = static_cast<const unsigned char*>(map);
+            mapped_ = true;
         } else {
             ::close(fd);
         }
     }
+    // Bytes that the caller keeps, in place of those of a file.
+    MappedFile(std::string path, const unsigned char* data, std::size_t size)
+        : path_(std::move(path)), data_(data), size_(size) {}
     ~MappedFile() {
-        if (data_ != nullptr) ::munmap(const_cast<unsigned char*>(data_), size_);
+        if (mapped_) ::munmap(const_cast<unsigned char*>(data_), size_);
     }
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
@@ -60,6 +69,7 @@ class MappedFile {
     std::string path_;
     const unsigned char* data_ = nullptr;
     std::size_t size_ = 0;
+    bool mapped_ = false;
 };
 
 }  // namespace latxa

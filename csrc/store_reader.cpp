@@ -1,11 +1,16 @@
 #include "store_reader.h"
 
+#include <utility>
+
 namespace latxa {
 
 Shard::Shard(const std::string& prefix, bool with_mask)
-    : prefix_(prefix),
-      bin_(std::make_unique<MappedFile>(prefix + ".bin")),
-      index_(std::make_unique<MappedFile>(prefix + ".idx")) {
+    : Shard(prefix, std::make_unique<MappedFile>(prefix + ".bin"), std::make_unique<MappedFile>(prefix + ".idx"),
+            with_mask ? std::make_unique<MappedFile>(prefix + ".mask") : nullptr) {}
+
+Shard::Shard(std::string prefix, std::unique_ptr<MappedFile> bin, std::unique_ptr<MappedFile> index,
+             std::unique_ptr<MappedFile> mask)
+    : prefix_(std::move(prefix)), bin_(std::move(bin)), index_(std::move(index)), mask_(std::move(mask)) {
     const MappedFile& idx = *index_;
     if (idx.size() < kIndexHeader || std::memcmp(idx.data(), kIndexMagic, sizeof kIndexMagic) != 0)
         throw StoreError(idx.path() + ": is not a Megatron index file");
@@ -17,10 +22,7 @@ Shard::Shard(const std::string& prefix, bool with_mask)
     type_ = static_cast<TokenType>(type);
     documents_ = idx.read<std::uint64_t>(18);
     check_index();
-    if (with_mask) {
-        mask_ = std::make_unique<MappedFile>(prefix + ".mask");
-        check_mask();
-    }
+    if (mask_ != nullptr) check_mask();
 }
 
 void Shard::check_index() const {

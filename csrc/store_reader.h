@@ -15,6 +15,9 @@ class Shard {
   public:
     // with_mask: NAME.mask must be there; otherwise every token of every document is trained.
     Shard(const std::string& prefix, bool with_mask);
+    // The same of files that are open already; mask is null where every token is trained.
+    Shard(std::string prefix, std::unique_ptr<MappedFile> bin, std::unique_ptr<MappedFile> index,
+          std::unique_ptr<MappedFile> mask);
 
     std::uint64_t documents() const { return documents_; }
     TokenType type() const { return type_; }

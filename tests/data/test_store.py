@@ -1,6 +1,7 @@
 """Token stores: megatron-core reads what is written, and damaged files are refused or give only what is in bounds."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -198,6 +199,15 @@ def test_files_that_are_gone_or_empty_are_refused_by_name(suffix, tmp_path):
     file.unlink()
     with pytest.raises(LatxaError, match=rf"00000\.{suffix}: cannot be opened"):
         _ = TokenStore(store).shards
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(make, tmp_path):
+    write_shard(tmp_path / "00000", [([1, 2], [])])
+    (tmp_path / "00000.mask").unlink()
+    make(tmp_path / "00000.mask")
+    with pytest.raises(_core.StoreError, match=r"00000\.mask: is not a regular file"):
+        _core.Shard(str(tmp_path / "00000"), True)
 
 
 def test_documents_and_totals_by_source(tmp_path):
