@@ -39,6 +39,7 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/planning.py
 
 # Damaged stores and plans, read under AddressSanitizer and UndefinedBehaviorSanitizer; needs a compiler and no Python.
 fuzz: build/fuzz_reader

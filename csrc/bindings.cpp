@@ -4,12 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
 #include "gather.h"
 #include "packing.h"
 #include "permutation.h"
+#include "slices.h"
 #include "store_reader.h"
 #include "store_writer.h"
 
@@ -81,9 +83,13 @@ py::array_t<std::int32_t> document_spans(const Shard& shard, std::uint64_t docum
     return out;
 }
 
-template <typename T>
-py::array_t<T> to_array(const std::vector<T>& values) {
-    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+// The vector's own memory as an array of T, or of its bytes.
+template <typename T, typename Item = T>
+py::array_t<Item> to_array(std::vector<T>&& values) {
+    auto* kept = new std::vector<T>(std::move(values));
+    const py::capsule owner(kept, [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
+    return py::array_t<Item>(static_cast<py::ssize_t>(kept->size() * sizeof(T) / sizeof(Item)),
+                             reinterpret_cast<const Item*>(kept->data()), owner);
 }
 
 py::tuple pack(const Array<std::uint32_t>& sizes, std::uint32_t capacity) {
@@ -92,7 +98,69 @@ py::tuple pack(const Array<std::uint32_t>& sizes, std::uint32_t capacity) {
         py::gil_scoped_release release;
         packing = best_fit_decreasing(sizes.data(), static_cast<std::size_t>(sizes.size()), capacity);
     }
-    return py::make_tuple(to_array(packing.offsets), to_array(packing.items));
+    return py::make_tuple(to_array(std::move(packing.offsets)), to_array(std::move(packing.items)));
+}
+
+void check_documents(const Shard& shard, std::uint64_t first, std::uint64_t last, std::uint32_t seq_length) {
+    if (first > last || last > shard.documents()) throw py::index_error("the shard has no such documents");
+    if (seq_length == 0) throw py::value_error("a sequence length of 0");
+}
+
+py::tuple count(const Shard& shard, std::uint64_t first, std::uint64_t last, std::uint32_t seq_length) {
+    check_documents(shard, first, last, seq_length);
+    const Counts counts = count_slices(shard, first, last, seq_length);
+    return py::make_tuple(counts.documents, counts.slices);
+}
+
+// The documents [first, last) of shard `number` of store `store`; the first of them that has two tokens is number
+// `begin` of its source.
+struct Range {
+    std::shared_ptr<Shard> shard;
+    std::uint16_t store, number;
+    std::uint64_t first, last;
+    Part part;
+    std::uint64_t begin;
+};
+
+py::array_t<std::uint8_t> cut_ranges(const std::vector<Range>& ranges, std::uint32_t seq_length) {
+    for (const Range& range : ranges) check_documents(*range.shard, range.first, range.last, seq_length);
+    std::vector<Slice> slices;
+    {
+        py::gil_scoped_release release;
+        std::uint64_t most = 0;
+        for (const Range& range : ranges)
+            most += count_slices(*range.shard, range.first, range.last, seq_length).slices;
+        slices.reserve(most);  // pages that stay unused cost nothing
+        for (const Range& range : ranges) {
+            std::uint64_t number = range.begin;
+            cut(*range.shard, range.first, range.last, seq_length, range.part,
+                Slice{range.store, range.number, 0, 0, 0}, number, slices);
+        }
+    }
+    return to_array<Slice, std::uint8_t>(std::move(slices));
+}
+
+py::tuple concat(const Array<std::uint8_t>& documents, std::uint32_t seq_length, std::uint32_t room,
+                 std::uint64_t key) {
+    if (static_cast<std::size_t>(documents.size()) % sizeof(Slice) != 0) throw py::value_error("slices cut short");
+    if (room == 0 || room > seq_length || seq_length >= (1U << 31)) throw py::value_error("a room outside the row");
+    const std::size_t n = static_cast<std::size_t>(documents.size()) / sizeof(Slice);
+    Stream stream;
+    {
+        py::gil_scoped_release release;
+        const auto* slices = reinterpret_cast<const Slice*>(documents.data());
+        stream = concatenate(slices, n, seq_length, room, Permutation(std::max<std::size_t>(n, 1), key));
+    }
+    return py::make_tuple(to_array<Slice, std::uint8_t>(std::move(stream.slices)), to_array(std::move(stream.ends)),
+                          stream.room);
+}
+
+py::array_t<std::int64_t> images(const Permutation& permutation, std::uint64_t first, std::uint64_t last) {
+    if (first > last || last > permutation.size()) throw py::index_error("outside the permutation");
+    py::array_t<std::int64_t> out(static_cast<py::ssize_t>(last - first));
+    std::int64_t* at = out.mutable_data();
+    for (std::uint64_t i = first; i < last; ++i) *at++ = static_cast<std::int64_t>(permutation.at(i));
+    return out;
 }
 
 // A plan's two arrays, memory mapped by the caller, and the shards that they name.
@@ -125,7 +193,7 @@ class Gatherer {
         result["labels"] = std::move(labels);
         result["loss_mask"] = std::move(loss_mask);
         result["position_ids"] = std::move(position_ids);
-        result["cu_seqlens"] = to_array(ends);
+        result["cu_seqlens"] = to_array(std::move(ends));
         return result;
     }
 
@@ -165,13 +233,31 @@ PYBIND11_MODULE(_core, m) {
     m.def("best_fit_decreasing", &pack, py::arg("sizes"), py::arg("capacity"),
           "(row offsets int64 [rows + 1], item indices uint32 [n]) of the packed sizes.");
 
+    py::class_<Range>(m, "Range")
+        .def(py::init([](std::shared_ptr<Shard> shard, std::uint16_t store, std::uint16_t number, std::uint64_t first,
+                         std::uint64_t last, const Permutation& order, std::uint64_t part_first,
+                         std::uint64_t part_last, std::uint64_t begin) {
+                 return Range{std::move(shard), store, number, first, last, Part{order, part_first, part_last}, begin};
+             }),
+             py::arg("shard"), py::arg("store"), py::arg("number"), py::arg("first"), py::arg("last"), py::arg("order"),
+             py::arg("part_first"), py::arg("part_last"), py::arg("begin"),
+             "Documents [first, last) of a shard whose place in their source's order is in [part_first, part_last).");
+    m.def("count_slices", &count, py::arg("shard"), py::arg("first"), py::arg("last"), py::arg("seq_length"),
+          "(documents of two or more tokens, their slices) among documents [first, last).");
+    m.def("cut", &cut_ranges, py::arg("ranges"), py::arg("seq_length"), "The ranges' slices, uint8 [16 n].");
+    m.def("concatenate", &concat, py::arg("documents"), py::arg("seq_length"), py::arg("room"), py::arg("key"),
+          "(slices uint8 [16 n], row ends int64 [rows], room left) of documents end to end in the key's order.");
+
     py::class_<Permutation>(m, "Permutation")
         .def(py::init<std::uint64_t, std::uint64_t>(), py::arg("n"), py::arg("key"))
         .def("__len__", &Permutation::size)
-        .def("__getitem__", [](const Permutation& p, std::uint64_t i) {
-            if (i >= p.size()) throw py::index_error("outside the permutation");
-            return p.at(i);
-        });
+        .def("__getitem__",
+             [](const Permutation& p, std::uint64_t i) {
+                 if (i >= p.size()) throw py::index_error("outside the permutation");
+                 return p.at(i);
+             })
+        .def("images", &images, py::arg("first"), py::arg("last"),
+             "Those of first ... last - 1, int64 [last - first].");
 
     py::class_<Gatherer>(m, "Gatherer")
         .def(py::init<Stores, Array<std::int64_t>, Array<std::uint8_t>>(), py::arg("stores"), py::arg("row_offsets"),

@@ -6,20 +6,10 @@
 #include <memory>
 #include <vector>
 
+#include "slices.h"
 #include "store_reader.h"
 
 namespace latxa {
-
-// One slice of a document in a pack plan: tokens [start, start + length) of a document, of which the first length - 1
-// are inputs and the last length - 1 are labels. The record of slices.bin, little-endian.
-struct Slice {
-    std::uint16_t store;
-    std::uint16_t shard;
-    std::uint32_t document;
-    std::uint32_t start;
-    std::uint32_t length;
-};
-static_assert(sizeof(Slice) == 16);
 
 // One sample of `positions` positions, written into the caller's arrays. Documents stand one after the other, each with
 // positions from 0; what is left at the end is padding: token `pad`, label `pad`, mask 0, a document of its own.

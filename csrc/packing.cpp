@@ -2,15 +2,21 @@
 
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 namespace latxa {
 namespace {
 
 constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 
-// Indices of the sizes, largest first, equal sizes in their order.
-std::vector<std::uint32_t> sort_decreasing(const std::uint32_t* sizes, std::size_t n, std::uint32_t capacity) {
-    std::vector<std::uint32_t> place(std::size_t{capacity} + 2, 0);
+// Indices of the sizes, largest first, equal sizes in their order. ends[capacity - size]: where those of a size end.
+struct Decreasing {
+    std::vector<std::uint32_t> order;
+    std::vector<std::size_t> ends;
+};
+
+Decreasing sort_decreasing(const std::uint32_t* sizes, std::size_t n, std::uint32_t capacity) {
+    std::vector<std::size_t> place(std::size_t{capacity} + 1, 0);
     for (std::size_t i = 0; i < n; ++i) {
         if (sizes[i] == 0 || sizes[i] > capacity)
             throw std::invalid_argument("a size to pack is 0 or larger than the capacity");
@@ -19,7 +25,7 @@ std::vector<std::uint32_t> sort_decreasing(const std::uint32_t* sizes, std::size
     for (std::size_t i = 1; i < place.size(); ++i) place[i] += place[i - 1];
     std::vector<std::uint32_t> order(n);
     for (std::size_t i = 0; i < n; ++i) order[place[capacity - sizes[i]]++] = static_cast<std::uint32_t>(i);
-    return order;
+    return {std::move(order), std::move(place)};
 }
 
 // The set of rooms (free positions) that at least one row has, with the smallest member >= x in a few bit scans.
@@ -61,29 +67,33 @@ class RoomSet {
 
 Packing best_fit_decreasing(const std::uint32_t* sizes, std::size_t n, std::uint32_t capacity) {
     if (n >= kNone) throw std::invalid_argument("more than 2^32 - 2 items to pack at once");
-    const std::vector<std::uint32_t> order = sort_decreasing(sizes, n, capacity);
+    auto [order, ends] = sort_decreasing(sizes, n, capacity);
     std::vector<std::uint32_t> row_of(n);
     // Rows with the same room form a linked list: first_row[room], then next_row[row].
     std::vector<std::uint32_t> first_row(std::size_t{capacity} + 1, kNone), next_row;
     RoomSet rooms(capacity);
-    for (const std::uint32_t item : order) {
-        std::uint32_t room = rooms.at_least(sizes[item]);
-        std::uint32_t row;
-        if (room == kNone) {
-            row = static_cast<std::uint32_t>(next_row.size());
-            next_row.push_back(kNone);
-            room = capacity;
-        } else {
-            row = first_row[room];
-            first_row[room] = next_row[row];
-            if (first_row[room] == kNone) rooms.erase(room);
-        }
-        row_of[item] = row;
-        const std::uint32_t left = room - sizes[item];
-        if (left > 0) {
-            next_row[row] = first_row[left];
-            first_row[left] = row;
-            rooms.insert(left);
+    // By size and not by item: sizes[order[i]] would be read from all over the memory.
+    std::size_t i = 0;
+    for (std::uint32_t size = capacity; size > 0; --size) {
+        for (; i < ends[capacity - size]; ++i) {
+            std::uint32_t room = rooms.at_least(size);
+            std::uint32_t row;
+            if (room == kNone) {
+                row = static_cast<std::uint32_t>(next_row.size());
+                next_row.push_back(kNone);
+                room = capacity;
+            } else {
+                row = first_row[room];
+                first_row[room] = next_row[row];
+                if (first_row[room] == kNone) rooms.erase(room);
+            }
+            row_of[order[i]] = row;
+            const std::uint32_t left = room - size;
+            if (left > 0) {
+                next_row[row] = first_row[left];
+                first_row[left] = row;
+                rooms.insert(left);
+            }
         }
     }
     Packing packing;
@@ -91,9 +101,9 @@ Packing best_fit_decreasing(const std::uint32_t* sizes, std::size_t n, std::uint
     for (const std::uint32_t row : row_of) ++packing.offsets[row + 1];
     for (std::size_t r = 1; r < packing.offsets.size(); ++r) packing.offsets[r] += packing.offsets[r - 1];
     std::vector<std::int64_t> cursor(packing.offsets.begin(), packing.offsets.end() - 1);
-    packing.items.resize(n);
-    for (std::size_t i = 0; i < n; ++i)
-        packing.items[static_cast<std::size_t>(cursor[row_of[i]]++)] = static_cast<std::uint32_t>(i);
+    packing.items = std::move(order);  // its memory: there may be millions of items
+    for (std::size_t item = 0; item < n; ++item)
+        packing.items[static_cast<std::size_t>(cursor[row_of[item]]++)] = static_cast<std::uint32_t>(item);
     return packing;
 }
 

@@ -10,9 +10,10 @@ namespace latxa {
 // four network passes on average, since the network's domain is less than four times n. Not for secrets.
 class Permutation {
   public:
-    Permutation(std::uint64_t n, std::uint64_t key) : n_(n), key_(key) {
+    Permutation(std::uint64_t n, std::uint64_t key) : n_(n) {
         while (half_bits_ < 32 && (std::uint64_t{1} << (2 * half_bits_)) < n) ++half_bits_;
         half_mask_ = (std::uint64_t{1} << half_bits_) - 1;
+        for (std::uint64_t round = 0; round < 4; ++round) round_keys_[round] = mix(key + round);
     }
     std::uint64_t size() const { return n_; }
 
@@ -33,8 +34,8 @@ class Permutation {
     }
     std::uint64_t network(std::uint64_t i) const {
         std::uint64_t left = i >> half_bits_, right = i & half_mask_;
-        for (std::uint64_t round = 0; round < 4; ++round) {
-            const std::uint64_t next = left ^ (mix(mix(key_ + round) ^ right) & half_mask_);
+        for (const std::uint64_t round_key : round_keys_) {
+            const std::uint64_t next = left ^ (mix(round_key ^ right) & half_mask_);
             left = right;
             right = next;
         }
@@ -42,7 +43,7 @@ class Permutation {
     }
 
     std::uint64_t n_;
-    std::uint64_t key_;
+    std::uint64_t round_keys_[4];
     unsigned half_bits_ = 1;
     std::uint64_t half_mask_ = 0;
 };

@@ -22,7 +22,7 @@ from latxa_megatron import launcher
 from latxa_megatron.errors import LatxaError
 
 if TYPE_CHECKING:
-    from latxa_megatron.data.inspect import Inspection
+    from latxa_megatron.data.inspect import Exposure, Inspection
 
 _OPTIONS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(
@@ -107,21 +107,45 @@ def data_pack(
     out: Annotated[Path | None, typer.Option(help="Pack plan to write.")] = None,
     seq_length: Annotated[int, typer.Option(min=1, help="Positions in a sample.")] = 8192,
     seed: Annotated[int, typer.Option(help="Seed of the order of samples and of fractional epochs.")] = 33,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT",
+            help="Instead of its epochs, tokens of a source to see, as 2.5e9 or 500M, or their share of all, as 0.3 or 30%.",
+        ),
+    ] = None,
+    concat: Annotated[bool, typer.Option("--concat", help="Lay documents end to end and cut at each sample's end.")] = False,
     run: Annotated[Path | None, typer.Option(metavar="RUN.yaml", help="Take it all from a run file's data: section.")] = None,
 ) -> None:
-    """Pack documents into samples of one sequence length, without cutting what fits and without mixing what they see."""
+    """Pack documents into samples of one sequence length, without cutting what fits and without mixing what they see.
+
+    Every source is spread evenly over the whole plan. Sources with a share make up that share of all tokens; the others keep
+    their epochs.
+    """
     from latxa_megatron.config import load_run
-    from latxa_megatron.data.plan import Mix, pack
+    from latxa_megatron.data.mixture import with_weights
+    from latxa_megatron.data.packing import Packing, pack
+    from latxa_megatron.data.weight import Weight
+
+    packing: Packing = "concat" if concat else "best_fit"
 
     if run:
         config = load_run(run)
         out, seq_length, seed = config.data.plan, config.data.seq_length, config.train.seed
-        mixture = [Mix(config.data.store, {name: s.epochs for name, s in config.data.sources.items()})]
+        if weight or concat:
+            raise LatxaError("--run: takes weights and packing from data.sources.NAME.weight and data.packing")
+        mixture, packing = config.data.mixture(), config.data.packing
     elif out and stores:
-        mixture = [_mix(text) for text in stores]
+        weights: dict[str, Weight] = {}
+        for text in weight or []:
+            name, equals, amount = text.rpartition("=")
+            if not equals or name in weights:
+                raise LatxaError(f"--weight {text}: has the form NAME=TOKENS or NAME=SHARE, once for a source")
+            weights[name] = Weight.parse(amount)
+        mixture = with_weights([_mix(text) for text in stores], weights)
     else:
         raise LatxaError("give --out and at least one store, or a run file with --run")
-    plan = pack(out, mixture, seq_length=seq_length, seed=seed)
+    plan = pack(out, mixture, seq_length=seq_length, seed=seed, packing=packing)
     filled = f"{len(plan):,} samples of {plan.seq_length:,} positions, {plan.efficiency():.2%} filled"
     console.print(f"plan: {out}: {filled}", soft_wrap=True)
 
@@ -140,8 +164,10 @@ def data_inspect(
     if found.plan:
         plan = found.plan
         console.print(
-            f"{plan.samples:,} samples of {plan.seq_length:,} positions in {plan.passes} passes, {plan.efficiency:.2%} filled"
+            f"{plan.samples:,} samples of {plan.seq_length:,} positions in {plan.passes} passes, {plan.efficiency:.2%} filled, "
+            f"packing {plan.packing}"
         )
+        _print_exposure(plan.exposure)
     _print_sample(found)
 
 
@@ -218,7 +244,7 @@ def recipes_list() -> None:
         table.add_row(
             name,
             run.scale.backbone or run.model.hf.name,
-            ", ".join(f"{source} x{s.epochs:g}" for source, s in run.data.sources.items()),
+            ", ".join(f"{source} {s.describe()}" for source, s in run.data.sources.items()),
             f"{run.scale.gpus} {run.scale.gpu}" if run.scale.gpus else "-",
             *scale(run).describe(),
         )
@@ -259,7 +285,7 @@ def demo(
 
 def _mix(text: str) -> Any:
     """STORE or STORE:epochs=N, the same for all of the store's sources."""
-    from latxa_megatron.data.plan import Mix
+    from latxa_megatron.data.mixture import Mix
     from latxa_megatron.data.store import TokenStore
 
     path, _, option = text.partition(":")
@@ -287,6 +313,15 @@ def _print_sources(sources: dict[str, Any]) -> None:
     for name, totals in sources.items():
         trained = totals.trained_tokens / totals.tokens if totals.tokens else 0.0
         table.add_row(name, f"{totals.documents:,}", f"{totals.tokens:,}", f"{totals.trained_tokens:,}", f"{trained:.1%}")
+    console.print(table)
+
+
+def _print_exposure(sources: dict[str, "Exposure"]) -> None:
+    """Of each source the epochs, the share of all tokens that are seen, and how many documents are seen how often."""
+    table = Table("source", *(Column(t, justify="right") for t in ("epochs", "of all tokens")), "documents seen", box=None)
+    for name, found in sources.items():
+        seen = ", ".join(f"{documents:,} x{times}" for times, documents in found.times.items())
+        table.add_row(name, f"{found.epochs:.4g}", f"{found.share:.1%}", seen)
     console.print(table)
 
 

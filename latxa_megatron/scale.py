@@ -1,8 +1,11 @@
 """How large a run is, by what its run file states alone: neither backbone nor data need be there."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from latxa_megatron.config import RunConfig
+from latxa_megatron.data.weight import Weight, total_tokens
+from latxa_megatron.sections import SourceSection
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,21 @@ def scale(run: RunConfig) -> Scale:
     if run.train.steps:
         tokens, whole = run.train.steps * run.train.global_batch * run.data.seq_length, True
     else:
-        sources = run.data.sources.values()
-        tokens = round(sum(source.epochs * (1 - source.hold_out) * (source.tokens or 0) for source in sources))
-        whole = all(source.tokens for source in sources)
+        tokens, whole = _tokens(list(run.data.sources.values()))
     return Scale(tokens, 6 * (run.scale.parameters or 0) * tokens, whole)
+
+
+def _tokens(sources: list[SourceSection]) -> tuple[int, bool]:
+    """Tokens of all epochs, and whether these are of all sources. A share of everything needs the others' tokens alone."""
+    weights: list[Weight] = []
+    rest, whole = Fraction(0), True
+    for source in sources:
+        amount = source.mixed()
+        if isinstance(amount, Weight):
+            weights.append(amount)
+        else:
+            rest += Fraction(amount) * Fraction(1 - source.hold_out) * (source.tokens or 0)
+            whole = whole and bool(source.tokens)
+    if not rest and all(weight.is_share for weight in weights):
+        return 0, whole
+    return round(total_tokens(rest, weights)), whole

@@ -1,9 +1,15 @@
 """The sections of a run file, each a class; an unknown key or a wrong type in one is refused by name."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from latxa_megatron.data.weight import Weight
+from latxa_megatron.errors import LatxaError
+
+if TYPE_CHECKING:
+    from latxa_megatron.data.mixture import Mix
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -19,12 +25,38 @@ class ModelSection(Section):
 
 class SourceSection(Section):
     paths: list[str] = Field(min_length=1, description="JSONL files or globs, .gz and .zst too")
-    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each document is seen; 0.5 takes half of them")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="how often each document is seen; 0.5 takes half of them; 1 where neither it nor weight is given"
+    )
+    weight: str | float | None = Field(
+        None, description="instead of epochs: tokens of this source to see, as 500M, or their share of all tokens, as 0.3 or 30%"
+    )
     field: str = Field("text", description="the field of a line that has a document's text")
     hold_out: Share = Field(0.0, description="share of the documents kept out of training, chosen by a hash of their id")
     tokens: PositiveInt | None = Field(
         None, description="tokens of one epoch where they are known; `recipes list` alone reads it"
     )
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> "SourceSection":
+        if self.weight is not None and self.epochs is not None:
+            raise ValueError("a source has epochs or a weight, not both; where its base has the other, say null for that")
+        try:
+            self.mixed()
+        except LatxaError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def mixed(self) -> float | Weight:
+        """How much of the source is seen: its epochs, or its weight."""
+        if self.weight is not None:
+            return Weight.parse(self.weight)
+        return 1.0 if self.epochs is None else self.epochs
+
+    def describe(self) -> str:
+        """As in "x4" or "30%"."""
+        amount = self.mixed()
+        return str(amount) if isinstance(amount, Weight) else f"x{amount:g}"
 
 
 class DataSection(Section):
@@ -34,6 +66,18 @@ class DataSection(Section):
     plan: Path = Field(description="pack plan; data/NAME/plan where it is not given")
     seq_length: PositiveInt = 8192
     on_error: Literal["stop", "skip"] = Field("stop", description="at a line that is no record: stop, or leave it out and say so")
+    packing: Literal["best_fit", "concat"] = Field(
+        "best_fit", description="concat lays all documents end to end and cuts them at every seq_length positions"
+    )
+
+    def mixture(self) -> "list[Mix]":
+        """The store, and how often each source is seen. Raises LatxaError for weights that cannot be met."""
+        from latxa_megatron.data.mixture import Mix, with_weights
+
+        amounts = {name: source.mixed() for name, source in self.sources.items()}
+        epochs = {name: amount for name, amount in amounts.items() if not isinstance(amount, Weight)}
+        weights = {name: amount for name, amount in amounts.items() if isinstance(amount, Weight)}
+        return with_weights([Mix(self.store, epochs)], weights)
 
 
 class ParallelSection(Section):

@@ -68,6 +68,12 @@ CASES = {
     "no plan": (("data", "inspect", "store"), "store: is neither a token store nor a pack plan"),
     "no store": (("data", "pack", "--out", "p", "store"), "store: is not a token store"),
     "epochs": (("data", "pack", "--out", "p", "store:epoch=2"), "STORE:epochs=N"),
+    "weight": (("data", "pack", "--out", "p", "store", "--weight", "a=much"), "a weight is a number of tokens"),
+    "weight of nothing": (("data", "pack", "--out", "p", "store", "--weight", "30%"), "NAME=TOKENS or NAME=SHARE"),
+    "epochs and weight": (
+        ("train", "right.yaml", "data.sources={{a: {{paths: [x], epochs: 2, weight: 30%}}}}"),
+        "a source has epochs or a weight, not both",
+    ),
     "no model to import": (("convert", "import", "--hf", "hf", "--out", "c"), "hf: there is no such Hugging Face directory"),
     "no checkpoint": (("convert", "export", "--checkpoint", "c", "--out", "h"), "c: holds no whole Megatron checkpoint"),
     "no recipe": (("recipes", "show", "demmo"), "there is no recipe 'demmo'"),
@@ -92,6 +98,10 @@ def test_the_commands_of_the_road(inputs, byte_tokenizer, latxa):
     assert latxa(*(a.format(tokenizer=byte_tokenizer) for a in (*BUILD, "a=good.jsonl")), cwd=inputs).status == 0
     packed = latxa("data", "pack", "--out", "plan", "--seq-length", "16", "store:epochs=2", cwd=inputs)
     assert "plan: plan: 6 samples of 16 positions" in packed.stdout
+    weighted = latxa("data", "pack", "--out", "mix", "--seq-length", "16", "--concat", "store", "--weight", "a=1K", cwd=inputs)
+    assert weighted.status == 0, weighted.stderr
+    assert "packing concat" in latxa("data", "inspect", "mix", cwd=inputs).stdout
+    assert "x2" in latxa("data", "inspect", "plan", cwd=inputs).stdout
     shown = latxa("data", "inspect", "plan", "--tokenizer", byte_tokenizer, "--sample", "5", cwd=inputs)
     assert "Kaixo, mundua!" in shown.stdout
     write_llama(inputs / "hf")

@@ -1,8 +1,11 @@
 """What is in a token store or a pack plan: facts to print, and samples to look at."""
 
+from collections import Counter
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.data.plan import MANIFEST, PackPlan
@@ -13,11 +16,25 @@ from latxa_megatron.files import read_json
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """How much of a source a plan shows. epochs: how often a document is seen in the mean; share: of all tokens that are seen.
+
+    times: how many documents are seen so often. Those of one token are seen 0 times, and count in none but times[0].
+    """
+
+    epochs: float
+    share: float
+    times: dict[int, int]
+
+
+@dataclass(frozen=True)
 class PlanFacts:
     samples: int
     seq_length: int
     passes: int
+    packing: str
     efficiency: float
+    exposure: dict[str, Exposure]  # by source
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
     plan = PackPlan(path) if read_json(manifest).get("format") == "latxa-pack-plan" else None
     stores = plan.stores if plan else [TokenStore(path)]
     sources = _sources(stores)
-    facts = PlanFacts(len(plan), plan.seq_length, len(plan.manifest["passes"]), plan.efficiency()) if plan else None
+    facts = _plan_facts(plan) if plan else None
     pieces: list[Piece] = []
     if tokenizer_directory:
         tokenizer = Tokenizer(tokenizer_directory)
@@ -61,6 +78,33 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
         tokens = _plan_sample(path, sample) if plan else _store_sample(stores[0], sample)
         pieces = _pieces(tokenizer, tokens)
     return Inspection(sources, facts, pieces)
+
+
+def _plan_facts(plan: PackPlan) -> PlanFacts:
+    passes, packing = len(plan.manifest["passes"]), plan.manifest["packing"]
+    return PlanFacts(len(plan), plan.seq_length, passes, packing, plan.efficiency(), exposure(plan))
+
+
+def exposure(plan: PackPlan) -> dict[str, Exposure]:
+    """How much of each source a plan shows, counted from its slices; sources of one name in several stores are one."""
+    times: dict[str, Counter[int]] = {}
+    tokens: Counter[str] = Counter()
+    visible: Counter[str] = Counter()
+    for store, seen_of_store in zip(plan.stores, plan.times_seen(), strict=True):
+        for info, shard, seen in zip(store.shard_infos, store.shards, seen_of_store, strict=True):
+            of_source = times.setdefault(info.source, Counter())
+            of_source.update({n: int(count) for n, count in enumerate(np.bincount(seen)) if count})
+            lengths = shard.lengths
+            tokens[info.source] += int(lengths.astype(np.int64) @ seen.astype(np.int64))
+            visible[info.source] += int((lengths >= 2).sum())
+    return {
+        source: Exposure(
+            sum(n * count for n, count in of_source.items()) / max(visible[source], 1),
+            tokens[source] / tokens.total(),
+            dict(sorted(of_source.items())),
+        )
+        for source, of_source in times.items()
+    }
 
 
 def _sources(stores: list[TokenStore]) -> dict[str, Totals]:

@@ -147,7 +147,7 @@ def _parallel(shape: LlamaShape) -> dict[str, Any]:
 
 def _build(run: RunConfig, console: Console) -> None:
     from latxa_megatron.data.build import build_store
-    from latxa_megatron.data.plan import Mix, pack
+    from latxa_megatron.data.packing import pack
     from latxa_megatron.data.sources import find
 
     sources = [find(name, s.paths, s.hold_out, s.field) for name, s in run.data.sources.items()]
@@ -159,8 +159,7 @@ def _build(run: RunConfig, console: Console) -> None:
             sources,
             progress=partial(_advance, bar, task),
         )
-    mixture = [Mix(run.data.store, {name: s.epochs for name, s in run.data.sources.items()})]
-    plan = pack(run.data.plan, mixture, seq_length=run.data.seq_length, seed=run.train.seed)
+    plan = pack(run.data.plan, run.data.mixture(), seq_length=run.data.seq_length, seed=run.train.seed)
     totals = store.totals().values()
     console.print(
         f"[bold]data[/bold]      {sum(t.documents for t in totals)} documents and conversations, "

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from latxa_megatron import _core
 from latxa_megatron.data.dataset import PackedDataset
-from latxa_megatron.data.plan import SLICE, Mix, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
+from latxa_megatron.data.plan import SLICE
 from latxa_megatron.errors import LatxaError
 from tests.data.test_store import DAMAGE, damaged
 from tests.data.test_store import documents as drawn_documents

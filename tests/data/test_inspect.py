@@ -4,7 +4,8 @@ import pytest
 
 from latxa_megatron.data.build import build_store
 from latxa_megatron.data.inspect import inspect
-from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
 from latxa_megatron.data.sources import find
 from latxa_megatron.errors import LatxaError
 from tests.data.writers import write_jsonl, write_store, write_tokenizer

@@ -84,8 +84,12 @@ def test_a_permutation_is_a_bijection(n, key):
     permutation = _core.Permutation(n, key)
     assert len(permutation) == n
     assert sorted(permutation[i] for i in range(n)) == list(range(n))
+    assert permutation.images(n // 3, n).tolist() == [permutation[i] for i in range(n // 3, n)]
     with pytest.raises(IndexError):
         permutation[n]
+    for first, last in ((0, n + 1), (n, n - 1)):
+        with pytest.raises(IndexError):
+            permutation.images(first, last)
 
 
 @settings(max_examples=50)

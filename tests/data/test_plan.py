@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latxa_megatron.data.dataset import PackedDataset
-from latxa_megatron.data.plan import MANIFEST, SLICE, Mix, PackPlan, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
+from latxa_megatron.data.plan import MANIFEST, SLICE, PackPlan
 from latxa_megatron.data.store import manifest_fingerprint
 from latxa_megatron.errors import LatxaError
 from tests.data.writers import numbered_documents, write_store
@@ -110,6 +112,11 @@ def test_rows_are_read_once_in_each_pass_and_in_another_order(tmp_path):
     assert len({tuple(order) for order in orders}) == 3
     assert list(range(rows)) not in orders
     assert [plan.row(i) for i in (rows + 3, 1, 2 * rows)] == [orders[1][3], orders[0][1], orders[2][0]]
+    for first, last in ((0, 3 * rows), (3, rows - 1), (rows - 2, 2 * rows + 1), (rows, rows), (3 * rows, 3 * rows)):
+        assert plan.rows(first, last).tolist() == [plan.row(i) for i in range(first, last)]
+    for first, last in ((-1, 2), (2, 1), (0, 3 * rows + 1)):
+        with pytest.raises(IndexError):
+            plan.rows(first, last)
 
 
 def test_a_hand_worked_plan(tmp_path):

@@ -9,7 +9,8 @@ import yaml
 
 from latxa_megatron.config import load_run
 from latxa_megatron.convert.importer import import_hf
-from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
 from latxa_megatron.train.loop import train
 from tests.data.writers import write_tokenizer
 from tests.tiny import random_documents, write_llama, write_store

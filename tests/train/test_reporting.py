@@ -13,7 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latxa_megatron.config import load_run
-from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.train.check import check_run
 from latxa_megatron.train.loop import train

@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 
-from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.train import checkpoint
 from latxa_megatron.train.metrics import read_metrics
