@@ -26,8 +26,8 @@ from latxa_megatron.data.store import TokenStore
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import new_directory, write_json
 
-WINDOW = 1 << 20
-"""Slices that are packed at once, about. A million's arrays fit a cache: twice the speed of 2^23, and 99.996% filled."""
+WINDOW = 1 << 21
+"""Slices that are packed at once. Of 16M documents, 2^20, 2^21, 2^23 fill 99.997, 99.998, 99.999% in 1.7, 2.0, 2.9 s of CPU."""
 MOST_PASSES = 1 << 16
 _WHOLE = 2**31 - 1  # as a sequence length: no document is cut
 
