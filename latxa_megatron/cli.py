@@ -123,9 +123,9 @@ def data_pack(
     their epochs.
     """
     from latxa_megatron.config import load_run
-    from latxa_megatron.data.mixture import with_weights
+    from latxa_megatron.data.mixture import mixture_of, with_weights
     from latxa_megatron.data.packing import Packing, pack
-    from latxa_megatron.data.weight import Weight
+    from latxa_megatron.weight import Weight
 
     packing: Packing = "concat" if concat else "best_fit"
 
@@ -134,7 +134,7 @@ def data_pack(
         out, seq_length, seed = config.data.plan, config.data.seq_length, config.train.seed
         if weight or concat:
             raise LatxaError("--run: takes weights and packing from data.sources.NAME.weight and data.packing")
-        mixture, packing = config.data.mixture(), config.data.packing
+        mixture, packing = mixture_of(config.data), config.data.packing
     elif out and stores:
         weights: dict[str, Weight] = {}
         for text in weight or []:

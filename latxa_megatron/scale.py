@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from latxa_megatron.config import RunConfig
-from latxa_megatron.data.weight import Weight, total_tokens
 from latxa_megatron.sections import SourceSection
+from latxa_megatron.weight import Weight, total_tokens
 
 
 @dataclass(frozen=True)

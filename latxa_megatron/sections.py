@@ -1,15 +1,12 @@
 """The sections of a run file, each a class; an unknown key or a wrong type in one is refused by name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from latxa_megatron.data.weight import Weight
 from latxa_megatron.errors import LatxaError
-
-if TYPE_CHECKING:
-    from latxa_megatron.data.mixture import Mix
+from latxa_megatron.weight import Weight
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -69,15 +66,6 @@ class DataSection(Section):
     packing: Literal["best_fit", "concat"] = Field(
         "best_fit", description="concat lays all documents end to end and cuts them at every seq_length positions"
     )
-
-    def mixture(self) -> "list[Mix]":
-        """The store, and how often each source is seen. Raises LatxaError for weights that cannot be met."""
-        from latxa_megatron.data.mixture import Mix, with_weights
-
-        amounts = {name: source.mixed() for name, source in self.sources.items()}
-        epochs = {name: amount for name, amount in amounts.items() if not isinstance(amount, Weight)}
-        weights = {name: amount for name, amount in amounts.items() if isinstance(amount, Weight)}
-        return with_weights([Mix(self.store, epochs)], weights)
 
 
 class ParallelSection(Section):

@@ -10,8 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from latxa_megatron.data.store import TokenStore
-from latxa_megatron.data.weight import Weight, total_tokens
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.sections import DataSection
+from latxa_megatron.weight import Weight, total_tokens
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class Mix:
 
     store: Path
     epochs: dict[str, float]
+
+
+def mixture_of(section: DataSection) -> list[Mix]:
+    """The mixture that a run file describes. Raises LatxaError for weights that cannot be met."""
+    amounts = {name: source.mixed() for name, source in section.sources.items()}
+    epochs = {name: amount for name, amount in amounts.items() if not isinstance(amount, Weight)}
+    weights = {name: amount for name, amount in amounts.items() if isinstance(amount, Weight)}
+    return with_weights([Mix(section.store, epochs)], weights)
 
 
 def with_weights(mixture: list[Mix], weights: dict[str, Weight]) -> list[Mix]:

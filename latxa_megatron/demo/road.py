@@ -147,6 +147,7 @@ def _parallel(shape: LlamaShape) -> dict[str, Any]:
 
 def _build(run: RunConfig, console: Console) -> None:
     from latxa_megatron.data.build import build_store
+    from latxa_megatron.data.mixture import mixture_of
     from latxa_megatron.data.packing import pack
     from latxa_megatron.data.sources import find
 
@@ -159,7 +160,7 @@ def _build(run: RunConfig, console: Console) -> None:
             sources,
             progress=partial(_advance, bar, task),
         )
-    plan = pack(run.data.plan, run.data.mixture(), seq_length=run.data.seq_length, seed=run.train.seed)
+    plan = pack(run.data.plan, mixture_of(run.data), seq_length=run.data.seq_length, seed=run.train.seed)
     totals = store.totals().values()
     console.print(
         f"[bold]data[/bold]      {sum(t.documents for t in totals)} documents and conversations, "

@@ -16,8 +16,8 @@ from latxa_megatron.data.inspect import exposure
 from latxa_megatron.data.mixture import Mix, with_weights
 from latxa_megatron.data.packing import pack
 from latxa_megatron.data.plan import PackPlan
-from latxa_megatron.data.weight import Weight
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.weight import Weight
 from tests.data.test_plan import SHARDS, labels, numbered_stores
 
 EPOCHS = st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0, 2.25, 3.0, 4.0, 10 / 3])
