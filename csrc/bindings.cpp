@@ -227,6 +227,7 @@ PYBIND11_MODULE(_core, m) {
         .def(py::init<const std::string&, bool>(), py::arg("prefix"), py::arg("with_mask"))
         .def("__len__", &Shard::documents)
         .def_property_readonly("lengths", &lengths, "Tokens of each document, int32 [documents].")
+        .def_property_readonly("trained_tokens", &Shard::trained_tokens, "Tokens in the spans of all documents.")
         .def("tokens", &document_tokens, py::arg("document"), "A document's token ids, int64 [n].")
         .def("spans", &document_spans, py::arg("document"), "A document's trained spans, int32 [k, 2].");
 

@@ -69,6 +69,14 @@ void Shard::check_mask() {
     }
 }
 
+std::uint64_t Shard::trained_tokens() const {
+    std::uint64_t trained = mask_ == nullptr ? bin_->size() / token_bytes(type_) : 0;
+    for (std::uint64_t d = 0; mask_ != nullptr && d < documents_; ++d)
+        for (std::size_t i = 0; i < span_count(d); ++i)
+            trained += static_cast<std::uint64_t>(span(d, i).end - span(d, i).start);
+    return trained;
+}
+
 void Shard::copy_tokens(std::uint64_t document, std::size_t start, std::size_t n, std::int64_t* out) const {
     const unsigned char* from = bin_->data() + pointer(document) + start * token_bytes(type_);
     if (type_ == TokenType::kUint16) {

@@ -35,6 +35,8 @@ class Shard {
     Span span(std::uint64_t document, std::size_t i) const {
         return mask_->read<Span>(spans_at_ + sizeof(Span) * (static_cast<std::size_t>(span_offset(document)) + i));
     }
+    // Tokens in spans, or all of them where there is no mask. O(documents + spans).
+    std::uint64_t trained_tokens() const;
     const std::string& prefix() const { return prefix_; }
 
   private:

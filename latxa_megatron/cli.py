@@ -29,7 +29,7 @@ app = typer.Typer(
     help="From an open-weight LLM and a corpus in a low-resource language to a trained model, on Megatron-core.",
     **_OPTIONS,
 )
-data = typer.Typer(help="Build, pack and look at training data.", **_OPTIONS)
+data = typer.Typer(help="Build, merge, pack, check and look at training data.", **_OPTIONS)
 convert = typer.Typer(help="Turn Hugging Face directories into Megatron checkpoints and back.", **_OPTIONS)
 launch = typer.Typer(help="Start training on several processes.", **_OPTIONS)
 recipes = typer.Typer(help="Look at the run files that ship.", **_OPTIONS)
@@ -169,6 +169,38 @@ def data_inspect(
         )
         _print_exposure(plan.exposure)
     _print_sample(found)
+
+
+@data.command("verify")
+def data_verify(
+    path: Annotated[Path, typer.Argument(metavar="STORE_OR_PLAN")],
+    stores: Annotated[bool, typer.Option("--stores", help="Check a plan's stores too, all of their files.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read shards.")] = 2,
+) -> None:
+    """Hash every file again and check that the files belong together: a line for each fault, and then exit status 1."""
+    from latxa_megatron.data.verify import verify
+
+    with _bytes_bar("verifying") as progress:
+        report = verify(path, with_stores=stores, workers=workers, progress=progress)
+    for fault in report.faults:
+        console.print(str(fault), soft_wrap=True, markup=False, highlight=False)
+    faults = f"{len(report.faults)} fault{'s' * (len(report.faults) != 1)}" if report.faults else "no fault"
+    console.print(f"{path}: {report.files:,} files, {report.bytes:,} bytes: {faults}", soft_wrap=True)
+    if report.faults:
+        raise typer.Exit(1)
+
+
+@data.command("merge")
+def data_merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE STORE...", help="Token stores, in the order of the result.")],
+    out: Annotated[Path, typer.Option(help="Token store to write.")],
+) -> None:
+    """Join stores of one tokenizer and template into one. Sources of one name become one; files are linked, not read."""
+    from latxa_megatron.data.merge import merge
+
+    store = merge(out, stores)
+    _print_sources(store.totals())
+    console.print(f"store: {out}", soft_wrap=True)
 
 
 @convert.command("import")

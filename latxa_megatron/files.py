@@ -35,8 +35,13 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def as_json(value: Any) -> str:
+    """The text of every JSON file that is written here: indented by two spaces, keys sorted, a newline at the end."""
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    write_atomically(path, as_json(value))
 
 
 def read_json(path: Path) -> Any:

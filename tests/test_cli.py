@@ -66,6 +66,8 @@ CASES = {
     ),
     "missing run file": (("train", "none.yaml"), "none.yaml: there is no such run file"),
     "no plan": (("data", "inspect", "store"), "store: is neither a token store nor a pack plan"),
+    "nothing to verify": (("data", "verify", "store"), "store: is neither a token store nor a pack plan"),
+    "no store to merge": (("data", "merge", "--out", "m", "store", "store"), "store: is not a token store"),
     "no store": (("data", "pack", "--out", "p", "store"), "store: is not a token store"),
     "epochs": (("data", "pack", "--out", "p", "store:epoch=2"), "STORE:epochs=N"),
     "weight": (("data", "pack", "--out", "p", "store", "--weight", "a=much"), "a weight is a number of tokens"),
@@ -109,6 +111,25 @@ def test_the_commands_of_the_road(inputs, byte_tokenizer, latxa):
     assert latxa("convert", "export", "--checkpoint", "ckpt", "--out", "back", cwd=inputs).status == 0
     source = (inputs / "hf" / "model.safetensors").read_bytes()
     assert (inputs / "back" / "model.safetensors").read_bytes() == source
+
+
+def test_verify_and_merge_as_a_user_types_them(inputs, byte_tokenizer, latxa):
+    """A line and status 1 for a fault; counts of each source of what was merged."""
+    (inputs / "other.jsonl").write_text('{"text": "Agur!"}\n')
+    for store, sources in (("a", ["eu=good.jsonl"]), ("b", ["eu=other.jsonl"])):
+        build = ("data", "build", "--out", store, "--tokenizer", byte_tokenizer, "--source", *sources)
+        assert latxa(*build, cwd=inputs).status == 0
+    merged = latxa("data", "merge", "--out", "ab", "a", "b", cwd=inputs)
+    assert (merged.status, merged.stdout.split()[5:10]) == (0, ["eu", "4", "51", "51", "100.0%"])
+    assert "eu 4 51 51 100.0%" in " ".join(latxa("data", "inspect", "ab", cwd=inputs).stdout.split())
+    assert latxa("data", "pack", "--out", "plan", "--seq-length", "16", "ab", cwd=inputs).status == 0
+    clean = latxa("data", "verify", "plan", "--stores", cwd=inputs)
+    assert (clean.status, clean.stdout.splitlines()[-1].split(": ")[-1]) == (0, "no fault")
+    (inputs / "ab" / "00001.bin").unlink()
+    faulty = latxa("data", "verify", "ab", cwd=inputs)
+    assert (faulty.status, faulty.stderr) == (1, "")
+    size = sum(file.stat().st_size for file in (inputs / "ab").iterdir())
+    assert faulty.stdout.splitlines()[-2:] == ["ab/00001.bin: is missing", f"ab: 4 files, {size:,} bytes: 1 fault"]
 
 
 def test_recipes_all_load(tmp_path):

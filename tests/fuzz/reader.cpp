@@ -81,6 +81,7 @@ struct Block {
 
 void read_documents(Arena& arena, const Shard& shard) {
     const bool narrow = shard.type() == latxa::TokenType::kUint16;
+    std::uint64_t trained = 0;
     for (std::uint64_t d = 0; d < shard.documents(); ++d) {
         const auto n = static_cast<std::size_t>(shard.length(d));
         auto* tokens = arena.take<std::int64_t>(n);
@@ -93,8 +94,11 @@ void read_documents(Arena& arena, const Shard& shard) {
             const latxa::Span span = shard.span(d, i);
             require(span.start >= end && span.end > span.start && span.end <= shard.length(d), "a span");
             end = span.end;
+            trained += static_cast<std::uint64_t>(span.end - span.start);
         }
+        if (!shard.with_mask()) trained += n;
     }
+    require(shard.trained_tokens() == trained, "the number of trained tokens");
 }
 
 // Gathers every row of the plan.
