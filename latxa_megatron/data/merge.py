@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from latxa_megatron.data.store import FORMAT, MANIFEST, VERSION, ShardInfo, TokenStore, manifest_fingerprint
+from latxa_megatron.data.store import FORMAT, MANIFEST, SKIPPED, VERSION, ShardInfo, TokenStore, manifest_fingerprint
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import new_directory, write_json
 
@@ -28,6 +28,10 @@ def merge(out: Path, directories: list[Path]) -> TokenStore:
     with new_directory(out) as partial:
         shards = _take_shards(partial, stores)
         manifest = {"format": FORMAT, "version": VERSION, **inputs, "shards": [asdict(info) for info in shards]}
+        if skipped := sum(store.manifest.get("skipped", 0) for store in stores):
+            manifest["skipped"] = skipped
+            lists = (store.directory / SKIPPED for store in stores if store.manifest.get("skipped"))
+            (partial / SKIPPED).write_text("".join(each.read_text(encoding="utf-8") for each in lists), encoding="utf-8")
         manifest["fingerprint"] = manifest_fingerprint(manifest)
         write_json(partial / MANIFEST, manifest)
     return TokenStore(out)

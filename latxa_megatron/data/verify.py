@@ -18,7 +18,7 @@ from latxa_megatron import _core
 from latxa_megatron.data import plan as plans
 from latxa_megatron.data import store as stores
 from latxa_megatron.data.plan import PackPlan
-from latxa_megatron.data.store import MANIFEST, ShardInfo, TokenStore
+from latxa_megatron.data.store import MANIFEST, SKIPPED, ShardInfo, TokenStore
 from latxa_megatron.data.verify_plan import pass_faults, row_faults
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import as_json, read_json
@@ -96,7 +96,8 @@ def _verify_store(path: Path, workers: int, progress: Progress) -> Report:
     suffixes = ("bin", "idx", "mask") if store.masked else ("bin", "idx")
     report = Report(faults=_shard_list_faults(store, suffixes))
     expected = {f"{info.name}.{suffix}" for info in store.shard_infos for suffix in suffixes}
-    report.faults += _extra(path, expected)
+    report.faults += _extra(path, {*expected, SKIPPED} if store.manifest.get("skipped") else expected)
+    report.faults += _skipped_faults(store)
     total = sum((path / name).stat().st_size for name in expected if (path / name).is_file())
     vocabulary = int(store.manifest["tokenizer"]["vocab_size"])
     with ThreadPoolExecutor(workers) as pool:
@@ -117,6 +118,12 @@ def _shard_list_faults(store: TokenStore, suffixes: tuple[str, ...]) -> list[Fau
         if set(info.sha256) != set(suffixes):
             faults.append(Fault(file, f"shard {info.name} has hashes of {sorted(info.sha256)}, not of {sorted(suffixes)}"))
     return faults
+
+
+def _skipped_faults(store: TokenStore) -> list[Fault]:
+    file, said = store.directory / SKIPPED, int(store.manifest.get("skipped", 0))
+    there = file.read_bytes().count(b"\n") if said and file.is_file() else 0
+    return [Fault(file, f"has {there} lines, and {said} were skipped")] if there != said else []
 
 
 def _extra(directory: Path, expected: Iterable[str]) -> list[Fault]:

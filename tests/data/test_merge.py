@@ -7,7 +7,8 @@ import pytest
 from latxa_megatron.data import merge as merging
 from latxa_megatron.data.build import build_store
 from latxa_megatron.data.merge import merge
-from latxa_megatron.data.plan import Mix, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
 from latxa_megatron.data.sources import find
 from latxa_megatron.data.store import MANIFEST, TokenStore, manifest_fingerprint
 from latxa_megatron.data.verify import verify

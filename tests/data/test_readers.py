@@ -9,6 +9,7 @@ import zstandard
 
 from latxa_megatron.data import sources as src
 from latxa_megatron.data.build import build_store
+from latxa_megatron.data.verify import verify
 from latxa_megatron.errors import LatxaError
 from tests.data.samples import DOCUMENTS, chat, contents, corpus, write_sources
 
@@ -141,6 +142,9 @@ def test_skipped_lines_are_counted_and_named(byte_tokenizer, tmp_path, chunk_byt
     starts = [sum(map(len, lines[:i])) for i, line in enumerate(lines) if line.rstrip(b"\n") in BAD]
     assert [line.partition(": ")[0] for line in named[:5]] == [f"{files / 'a.jsonl'}:byte {start}" for start in starts]
     assert "no assistant turn" in named[5]
+    assert not verify(stores[0].directory).faults
+    (stores[0].directory / "skipped.txt").write_text(named[0] + "\n")
+    assert [str(fault.file.name) for fault in verify(stores[0].directory).faults] == ["skipped.txt"]
     with pytest.raises(LatxaError, match="of other inputs"):
         build_store(stores[0].directory, byte_tokenizer, [corpus(files), chat(files)])
 

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from latxa_megatron.data.build import build_store
-from latxa_megatron.data.plan import MANIFEST, SLICE, Mix, _manifest_fingerprint, pack
+from latxa_megatron.data.mixture import Mix
+from latxa_megatron.data.packing import pack
+from latxa_megatron.data.plan import MANIFEST, SLICE
+from latxa_megatron.data.plan import manifest_fingerprint as _manifest_fingerprint
 from latxa_megatron.data.store import manifest_fingerprint
 from latxa_megatron.data.verify import verify
 from latxa_megatron.errors import LatxaError
