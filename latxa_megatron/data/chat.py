@@ -3,7 +3,8 @@
 Most templates (Llama's among them) do not mark what the assistant says. So the template is run on every prefix of the
 conversation: an assistant turn is what its rendering adds to the generation prompt before it, up to and including the first
 control token after its content. A template for which that does not hold (one that rewrites earlier turns, or has no end of
-turn) is refused. The text is then cut at the control tokens that the *template* wrote; those in the content stay text.
+turn) is refused. The text is then cut at the control tokens that the *template* wrote; those in the content stay text, unless
+the tokenizer's special_tokens says otherwise.
 """
 
 from dataclasses import dataclass
@@ -47,10 +48,11 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]], pl
     a template in which assistant turns cannot be told.
     """
     _check_roles(messages, place)
+    for i, message in enumerate(messages):
+        if token := tokenizer.refused_token(message["content"]):
+            tokenizer.check_text(token, f"{place}: message {i + 1}")
     mark = _absent_character(messages)
-    pattern = tokenizer.control_pattern
-    # A mark inside each control token that the content spells keeps it from being taken for the template's own.
-    safe = [{**m, "content": pattern.sub(lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+    safe = messages if tokenizer.special_tokens == "encode" else _marked(tokenizer, messages, mark)
     text = _render(tokenizer, safe, place)
     trained = [_assistant_span(tokenizer, safe, i, text, place) for i, m in enumerate(safe) if m["role"] == "assistant"]
     ids, flags = _tokenize(tokenizer, text, trained, mark)
@@ -76,6 +78,12 @@ def _check_roles(messages: list[dict[str, Any]], place: object) -> None:
         previous = role
     if not any(m["role"] == "assistant" for m in messages):
         raise LatxaError(f"{place}: the conversation has no assistant turn, so nothing of it would be trained")
+
+
+def _marked(tokenizer: Tokenizer, messages: list[dict[str, Any]], mark: str) -> list[dict[str, Any]]:
+    """Messages with a mark inside each control token that they spell, so that none is taken for the template's own."""
+    pattern = tokenizer.control_pattern
+    return [{**m, "content": pattern.sub(lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
 
 
 def _absent_character(messages: list[dict[str, Any]]) -> str:

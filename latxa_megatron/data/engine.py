@@ -18,7 +18,7 @@ class Engine(Protocol):
     name: str
 
     def encode(self, texts: list[str]) -> Flat:
-        """Ids of texts in which control tokens are text, with nothing before or after."""
+        """Ids of texts, with nothing before or after. Control tokens in them are text if backend.encode_special_tokens."""
 
 
 class HuggingFace:
@@ -45,10 +45,11 @@ class Fastokens:
 
         self._tokenizer = fastokens.Tokenizer.from_json_str(backend.to_str())
         self._reference = HuggingFace(backend)
+        self._as_text = backend.encode_special_tokens
 
     def encode(self, texts: list[str]) -> Flat:
         try:
-            ids, offsets = self._tokenizer.encode_batch_flat(texts, split_special_tokens=True)
+            ids, offsets = self._tokenizer.encode_batch_flat(texts, split_special_tokens=self._as_text)
         except ValueError:  # a byte that the vocabulary lacks, as SmolLM2's does some; the reference leaves it out
             return self._reference.encode(texts)
         return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)

@@ -1,10 +1,12 @@
 """A Hugging Face tokenizer, with what a training corpus asks of it beside ids: BOS, document end, control tokens, identity."""
 
 import json
+import os.path
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +17,24 @@ from latxa_megatron.files import fingerprint
 
 _DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
 
+SpecialTokens = Literal["text", "encode", "error"]
+"""What becomes of a control token that a text spells literally: it stays text, it becomes the token, or the text is refused."""
+
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 """Llama 3.1's own default date, so that a store does not depend on the day it was built."""
 
 
 class Tokenizer:
-    """The tokenizer of a directory with tokenizer.json. Control tokens that stand literally in a text are text.
+    """The tokenizer of a directory with tokenizer.json. Control tokens that stand literally in a text are text by default.
 
-    Raises LatxaError where the directory has none that loads.
+    Raises LatxaError where the directory has none that loads, and for a special_tokens that there is not.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, special_tokens: SpecialTokens = "text") -> None:
         import transformers
 
+        if special_tokens not in get_args(SpecialTokens):
+            raise LatxaError(f"special tokens: there is no '{special_tokens}'; say {', '.join(get_args(SpecialTokens))}")
         if not directory.is_dir():
             raise LatxaError(f"{directory}: there is no such tokenizer directory")
         try:
@@ -36,7 +43,8 @@ class Tokenizer:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise LatxaError(f"{directory}: holds no tokenizer.json that transformers can load ({reason})") from None
-        self._backend.encode_special_tokens = True
+        self.special_tokens = special_tokens
+        self._backend.encode_special_tokens = special_tokens != "encode"  # True: they are text
         self._backend.no_padding()
         self._backend.no_truncation()
         self._engine: Engine = HuggingFace(self._backend)
@@ -57,6 +65,25 @@ class Tokenizer:
         """Matches one control token, the longest that fits, as its only group."""
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else "(?!)()")
+
+    @cached_property
+    def _control_prefix(self) -> str:
+        """What all control tokens begin with; to look for it takes a hundredth of the pattern's time."""
+        return os.path.commonprefix(list(self.control_tokens))  # noqa: RUF071 (character by character is what is wanted)
+
+    def refused_token(self, text: str) -> str | None:
+        """A control token that the text spells, where special_tokens is "error"; else None."""
+        if self.special_tokens != "error" or self._control_prefix not in text:
+            return None
+        found = self.control_pattern.search(text)
+        return found[0] if found else None
+
+    def check_text(self, text: str, place: object) -> None:
+        """Raise LatxaError, naming place, for a text that special_tokens="error" refuses."""
+        if token := self.refused_token(text):
+            raise LatxaError(
+                f"{place}: the control token '{token}' stands in the text; remove it, or let --special-tokens be text or encode"
+            )
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -101,8 +128,14 @@ class Tokenizer:
         """(ids int32 [n], offsets int64 [len(texts) + 1]) of texts laid end to end; nothing before or after them."""
         return self._engine.encode(texts)
 
-    def encode_documents(self, texts: list[str]) -> Flat:
-        """The same of corpus texts: BOS where the model wants one, the text, document end."""
+    def encode_documents(self, texts: list[str], places: Sequence[object] | None = None) -> Flat:
+        """The same of corpus texts: BOS where the model wants one, the text, document end.
+
+        Raises LatxaError for a text that special_tokens="error" refuses, naming its place, or else its number.
+        """
+        if self.special_tokens == "error":
+            for i, text in enumerate(texts):
+                self.check_text(text, places[i] if places else f"text {i + 1}")
         ids, offsets = self.encode_texts(texts)
         around = [self.document_end_id] if self.bos_id is None else [self.bos_id, self.document_end_id]
         borders = np.stack([offsets[:-1], offsets[1:]], axis=1)[:, -len(around) :]  # where they go: each text's start and end
@@ -114,22 +147,47 @@ class Tokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    @property
+    def template_program(self) -> str:
+        """The chat template as it is run: templates that ask for today's date get a fixed one."""
+        return _FIXED_DATE + (self.chat_template or "")
+
+    @property
+    def template_variables(self) -> dict[str, str]:
+        """What a chat template can name beside the messages: bos_token and the like."""
+        return dict(self._tokenizer.special_tokens_map)
+
     def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        """The text that the chat template makes of messages. Templates that ask for today's date get a fixed one."""
+        """The text that the chat template makes of messages."""
         return self._tokenizer.apply_chat_template(
             messages,
-            chat_template=_FIXED_DATE + (self.chat_template or ""),
+            chat_template=self.template_program,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
 
     def encode_rendered(self, text: str) -> list[int]:
         """Ids of a rendered conversation as transformers gives them: control tokens in it are control tokens."""
+        usual = self._backend.encode_special_tokens
         self._backend.encode_special_tokens = False
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
         finally:
-            self._backend.encode_special_tokens = True
+            self._backend.encode_special_tokens = usual
+
+    @cached_property
+    def places_follow_from_bytes(self) -> bool:
+        """Whether a token begins as many bytes into its text as bytes_of_tokens says of the tokens before it.
+
+        So it is for byte-level vocabularies, unless a normalizer changes the text or tokens are said to begin after their spaces.
+        """
+        value = json.loads(self._backend.to_str())
+        if value["normalizer"] or (value["decoder"] or {}).get("type") != "ByteLevel":
+            return False
+        if '"trim_offsets": true' in json.dumps(value["post_processor"]):
+            return False
+        odd = ("single_word", "lstrip", "rstrip", "normalized")
+        return not any(t[key] for t in value["added_tokens"] if t["special"] for key in odd)
 
     def bytes_of_tokens(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of text behind each id, int64 [vocab_size]; 0 for control tokens.

@@ -88,6 +88,18 @@ def test_smollm_control_tokens_in_a_content_are_text(smollm):
     )
 
 
+def test_control_tokens_in_a_content_are_control_tokens_on_request(byte_tokenizer):
+    """They end no turn: the answer goes on to the end of turn that the template writes."""
+    check(
+        Tokenizer(byte_tokenizer, "encode"),
+        turns("a<|im_end|>", "b<|im_end|>\nc"),
+        ([TURN_START, *byte_ids("user\na"), TURN_END, TURN_END, *byte_ids("\n")], False),
+        ([TURN_START, *byte_ids("assistant\n")], False),
+        ([*byte_ids("b"), TURN_END, *byte_ids("\nc"), TURN_END], True),
+        (byte_ids("\n"), False),
+    )
+
+
 def test_llama_one_turn_and_one_bos(llama):
     check(
         llama,

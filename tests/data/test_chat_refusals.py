@@ -115,3 +115,11 @@ def test_an_answer_that_says_nothing_is_refused(content, plain):
     """Trained, it would teach the model to end its turn at once; tool calls beside an empty content look so."""
     with pytest.raises(LatxaError, match="message 2 is an assistant turn that says nothing"):
         encode_conversation(plain, [message("user"), message("assistant", content)], "here:1")
+
+
+def test_a_control_token_in_a_content_is_refused_on_request(byte_tokenizer):
+    strict = Tokenizer(byte_tokenizer, "error")
+    said = [message("user"), message("assistant", "b <|im_end|>")]
+    with pytest.raises(LatxaError, match=r"^a\.jsonl:7: message 2: the control token '<\|im_end\|>' stands in the text"):
+        encode_conversation(strict, said, "a.jsonl:7")
+    assert encode_conversation(strict, TWO_TURNS, "here").spans

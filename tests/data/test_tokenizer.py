@@ -61,6 +61,54 @@ def test_control_tokens_in_a_text_are_text(llama, smollm, llama_reference, byte_
     assert documents(Tokenizer(byte_tokenizer), ["<|im_end|>"]) == [[*byte_ids("<|im_end|>"), DOCUMENT_END]]
 
 
+@pytest.fixture(scope="module")
+def policies(smollm_tokenizer):
+    made = {policy: Tokenizer(smollm_tokenizer, policy) for policy in ("text", "encode", "error")}
+    made["encode, fast"] = Tokenizer(smollm_tokenizer, "encode")
+    assert made["encode, fast"].accelerate([]).startswith("fastokens")
+    return made
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|", " "]) | st.text(max_size=5), max_size=6)
+)
+def test_control_tokens_in_a_text_are_text_or_themselves_or_refused(pieces, policies):
+    """Against the pieces encoded each by itself, which is what a control token between them means."""
+    text = "".join(pieces)
+    parts = policies["text"].control_pattern.split(text)
+    control = policies["text"].control_tokens
+    apart = [i for part in parts for i in ([control[part]] if part in control else policies["text"].encode_with_offsets(part)[0])]
+    assert documents(policies["encode"], [text]) == documents(policies["encode, fast"], [text]) == [[*apart, 0]]
+    assert documents(policies["text"], [text]) == [[*policies["text"].encode_with_offsets(text)[0], 0]]
+    assert not set(documents(policies["text"], [text])[0][:-1]) & {*control.values()}
+    if len(parts) == 1:
+        assert documents(policies["error"], [text]) == [[*apart, 0]]
+    else:
+        with pytest.raises(LatxaError) as error:
+            policies["error"].encode_documents(["a", text], ["f:1", "f:2"])
+        assert str(error.value).startswith(f"f:2: the control token '{parts[1]}' stands in the text")
+
+
+def test_a_refused_text_without_a_place_is_named_by_its_number(policies):
+    with pytest.raises(LatxaError, match=r"^text 2: the control token '<\|im_end\|>'"):
+        policies["error"].encode_documents(["a", "b<|im_end|>"])
+
+
+def test_a_policy_that_there_is_not(byte_tokenizer):
+    with pytest.raises(LatxaError, match="there is no 'drop'; say text, encode, error"):
+        Tokenizer(byte_tokenizer, "drop")
+
+
+def test_a_policy_leaves_rendered_text_and_the_fingerprint_as_they_are(policies):
+    rendered = "<|im_start|>user\na<|im_end|>"
+    for tokenizer in policies.values():
+        assert tokenizer.encode_rendered(rendered) == [1, 4093, 198, 81, 2]
+        assert tokenizer.fingerprint == policies["text"].fingerprint
+    assert 2 not in policies["text"].encode_texts([rendered])[0]
+    assert 2 in policies["encode"].encode_texts([rendered])[0]
+
+
 def test_documents_are_encoded_each_by_itself(byte_tokenizer):
     texts = ["bat", "", "ñ🙂", "a" * 1000]
     assert documents(Tokenizer(byte_tokenizer), texts) == [[*byte_ids(t), DOCUMENT_END] for t in texts]
