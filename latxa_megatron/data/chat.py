@@ -5,6 +5,9 @@ conversation: an assistant turn is what its rendering adds to the generation pro
 control token after its content. A template for which that does not hold (one that rewrites earlier turns, or has no end of
 turn) is refused. The text is then cut at the control tokens that the *template* wrote; those in the content stay text, unless
 the tokenizer's special_tokens says otherwise.
+
+This is the exact way, one conversation at a time and two renderings for each answer. conversations.py gives the same tokens
+many times faster, and comes back here for what it cannot do.
 """
 
 from dataclasses import dataclass
