@@ -39,6 +39,7 @@ for _name, _group in (("data", data), ("convert", convert), ("launch", launch), 
 console = Console()
 
 OnError: TypeAlias = Literal["stop", "skip"]
+SpecialTokens: TypeAlias = Literal["text", "encode", "error"]
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file; `latxa recipes list` shows those that ship.")]
 Overrides = Annotated[
@@ -57,6 +58,10 @@ def data_build(
     ] = None,
     field: Annotated[str, typer.Option(help="The field that has a document's text.")] = "text",
     on_error: Annotated[OnError, typer.Option(help="At a line that is no record: stop, or leave it out and say so.")] = "stop",
+    special_tokens: Annotated[
+        SpecialTokens,
+        typer.Option(help="What control tokens that stand literally in a text are."),
+    ] = "text",
     hold_out: Annotated[float, typer.Option(help="Share of the documents to keep out, by a hash of their id.")] = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the store is the same for any number.")] = 1,
     run: Annotated[Path | None, typer.Option(metavar="RUN.yaml", help="Take it all from a run file's data: section.")] = None,
@@ -73,7 +78,8 @@ def data_build(
     if run:
         config = load_run(run)
         sources = [find(name, s.paths, s.hold_out, s.field) for name, s in config.data.sources.items()]
-        out, tokenizer, on_error = config.data.store, config.tokenizer, config.data.on_error
+        out, tokenizer = config.data.store, config.tokenizer
+        on_error, special_tokens = config.data.on_error, config.data.special_tokens
         if not sources:
             raise LatxaError(f"{run}: data.sources is empty; name at least one source with its paths")
     elif out and tokenizer and source:
@@ -90,7 +96,14 @@ def data_build(
         raise LatxaError("give --out, --tokenizer and at least one --source, or a run file with --run")
     with _bytes_bar("tokenizing") as progress:
         store = build_store(
-            out, tokenizer, sources, workers=workers, skip_errors=on_error == "skip", progress=progress, say=console.print
+            out,
+            tokenizer,
+            sources,
+            workers=workers,
+            skip_errors=on_error == "skip",
+            special_tokens=special_tokens,
+            progress=progress,
+            say=console.print,
         )
     _print_sources(store.totals())
     if skipped := store.manifest.get("skipped"):

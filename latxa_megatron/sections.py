@@ -62,6 +62,9 @@ class DataSection(Section):
     store: Path = Field(description="token store; data/NAME/store where it is not given, NAME being the run's")
     plan: Path = Field(description="pack plan; data/NAME/plan where it is not given")
     seq_length: PositiveInt = 8192
+    special_tokens: Literal["text", "encode", "error"] = Field(
+        "text", description="control tokens that stand literally in a text are text, control tokens, or an error"
+    )
     on_error: Literal["stop", "skip"] = Field("stop", description="at a line that is no record: stop, or leave it out and say so")
     packing: Literal["best_fit", "concat"] = Field(
         "best_fit", description="concat lays all documents end to end and cuts them at every seq_length positions"

@@ -18,10 +18,10 @@ from typing import Any
 from latxa_megatron.data import sources as src
 from latxa_megatron.data.chat import check_template
 from latxa_megatron.data.records import Record
-from latxa_megatron.data.shards import Task, Written, finished, write_shards
+from latxa_megatron.data.shards import Encoders, Task, Written, finished, write_shards
 from latxa_megatron.data.sources import Source
 from latxa_megatron.data.store import FORMAT, MANIFEST, SKIPPED, VERSION, TokenStore, manifest_fingerprint
-from latxa_megatron.data.tokenizer import Tokenizer
+from latxa_megatron.data.tokenizer import SpecialTokens, Tokenizer
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, locked, move_into_place, sha256, write_atomically, write_json
 
@@ -39,15 +39,17 @@ def build_store(
     *,
     workers: int = 1,
     skip_errors: bool = False,
+    special_tokens: SpecialTokens = "text",
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> TokenStore:
     """Tokenize sources into a new store at `out`; return it at once where it already holds exactly these inputs.
 
-    skip_errors: leave lines out that are no record, and say which in the store's skipped.txt. say: told which tokenizer runs.
+    skip_errors: leave lines out that are no record, and say which in the store's skipped.txt. special_tokens: what control tokens
+    are that stand literally in a text. say: told which tokenizer runs.
     Raises LatxaError (and leaves nothing behind) for bad input, and where `out` holds something else.
     """
-    tokenizer = Tokenizer(tokenizer_directory)
+    tokenizer = Tokenizer(tokenizer_directory, special_tokens)
     inputs = _inputs(tokenizer, sources, skip_errors)
     if out.exists():
         return _existing(out, inputs)
@@ -128,6 +130,7 @@ def _inputs(tokenizer: Tokenizer, sources: list[Source], skip_errors: bool) -> d
             "chunk_bytes": src.CHUNK_BYTES,
             "order": [source.name for source in sources],
             **({"on_error": "skip"} if skip_errors else {}),
+            **({"special_tokens": tokenizer.special_tokens} if tokenizer.special_tokens != "text" else {}),
         },
         "sources": {
             source.name: {
@@ -207,7 +210,7 @@ def _run(tasks: list[Task], tokenizer: Tokenizer, workers: int, progress: Progre
         else:
             left.append(task)
     if workers > 1 and len(left) > 1:
-        how = (tokenizer.directory, tokenizer.accelerated)
+        how = (tokenizer.directory, tokenizer.special_tokens, tokenizer.accelerated)
         with ProcessPoolExecutor(min(workers, len(left)), get_context("spawn"), _start_worker, how) as pool:
             running = {pool.submit(_write_in_worker, task): task for task in left}
             try:
@@ -219,21 +222,23 @@ def _run(tasks: list[Task], tokenizer: Tokenizer, workers: int, progress: Progre
                 pool.shutdown(cancel_futures=True)
                 raise
     else:
+        encoders = Encoders(tokenizer)
         for task in left:
-            finish(task, write_shards(tokenizer, task))
+            finish(task, write_shards(encoders, task))
     return [shard for task in tasks for shard in written[task.prefix]]
 
 
-_worker_tokenizer: Tokenizer
+_worker_encoders: Encoders
 
 
-def _start_worker(tokenizer_directory: Path, accelerated: bool) -> None:
-    global _worker_tokenizer  # one tokenizer for each worker process, loaded once
+def _start_worker(tokenizer_directory: Path, special_tokens: SpecialTokens, accelerated: bool) -> None:
+    global _worker_encoders  # one tokenizer for each worker process, loaded once
     os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_tokenizer = Tokenizer(tokenizer_directory)
+    tokenizer = Tokenizer(tokenizer_directory, special_tokens)
     if accelerated:
-        _worker_tokenizer.accelerate([])
+        tokenizer.accelerate([])
+    _worker_encoders = Encoders(tokenizer)
 
 
 def _end_with_parent() -> None:
@@ -245,4 +250,4 @@ def _end_with_parent() -> None:
 
 
 def _write_in_worker(task: Task) -> list[Written]:
-    return write_shards(_worker_tokenizer, task)
+    return write_shards(_worker_encoders, task)

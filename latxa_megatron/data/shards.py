@@ -8,13 +8,12 @@ chunk of many windows. A shard's summary is written after its files: a shard wit
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from latxa_megatron import _core
 from latxa_megatron.data import sources as src
-from latxa_megatron.data.chat import encode_conversation
+from latxa_megatron.data.conversations import ConversationEncoder
 from latxa_megatron.data.readers import Chunk
 from latxa_megatron.data.records import Record, Skipped
 from latxa_megatron.data.sources import Source
@@ -41,6 +40,17 @@ class Task:
     window: int
 
 
+class Encoders:
+    """What a process turns records into tokens with; conversations only where the store has masks."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def conversations(self) -> ConversationEncoder:
+        return ConversationEncoder(self.tokenizer)
+
+
 @dataclass(frozen=True)
 class Written:
     """A shard, and the lines that were left out of it, each as one line of text."""
@@ -55,18 +65,18 @@ def finished(task: Task) -> list[Written] | None:
     return [_read(value) for value in read_json(summary)] if summary.exists() else None
 
 
-def write_shards(tokenizer: Tokenizer, task: Task) -> list[Written]:
+def write_shards(encoders: Encoders, task: Task) -> list[Written]:
     """Write a task's shards that are not there yet; all of them, in order. Raises LatxaError for what is no record."""
     written = []
     if task.chunk.end is not None:
-        written.append(_write(tokenizer, task, task.prefix, _records(task, task.chunk)))
+        written.append(_write(encoders, task, task.prefix, _records(task, task.chunk)))
     else:
         while (summary := _window(task, len(written)).with_suffix(".json")).exists():
             written.append(_read(read_json(summary)))
         rest = _records(task, replace(task.chunk, start=len(written) * task.window))
         for number, group in itertools.groupby(rest, lambda record: record.place.offset // task.window):
             prefix = _window(task, number)
-            written.append(_write(tokenizer, task, prefix, group))
+            written.append(_write(encoders, task, prefix, group))
             write_json(prefix.with_suffix(".json"), _as_json(written[-1]))
     write_json(task.prefix.with_suffix(".json"), [_as_json(each) for each in written])
     return written
@@ -89,15 +99,15 @@ def _records(task: Task, chunk: Chunk) -> Iterator[Record | Skipped]:
     return read(chunk, field=task.source.field)
 
 
-def _write(tokenizer: Tokenizer, task: Task, prefix: Path, records: Iterable[Record | Skipped]) -> Written:
+def _write(encoders: Encoders, task: Task, prefix: Path, records: Iterable[Record | Skipped]) -> Written:
     writer = _core.ShardWriter(str(prefix), task.token_type, task.with_mask)
     skipped: list[str] = []
     for batch in _batches(records):
         for some in _runs(batch):
             if some[0].text is not None:
-                _add_documents(writer, tokenizer, task, some)
+                _add_documents(writer, encoders.tokenizer, task, some, skipped)
             else:
-                _add_conversations(writer, tokenizer, task, some, skipped)
+                _add_conversations(writer, encoders, task, some, skipped)
         skipped += [each.why for each in batch if isinstance(each, Skipped)]
     sums = {}
     if writer.documents:
@@ -114,32 +124,46 @@ def _runs(batch: list[Record | Skipped]) -> Iterator[list[Record]]:
     return (list(group) for _, group in itertools.groupby(records, lambda record: record.text is None))
 
 
-def _add_documents(writer: _core.ShardWriter, tokenizer: Tokenizer, task: Task, records: list[Record]) -> None:
+def _add_documents(
+    writer: _core.ShardWriter, tokenizer: Tokenizer, task: Task, records: list[Record], skipped: list[str]
+) -> None:
     share = task.source.hold_out
-    texts = [r.text for r in records if r.text is not None and not (share and src.held_out(r.id, share))]
-    writer.add_whole(*tokenizer.encode_documents(texts))
+    kept = [record for record in records if not (share and src.held_out(record.id, share))]
+    if task.skip_errors and tokenizer.special_tokens == "error":
+        kept = [record for record in kept if not _refused(tokenizer, record, skipped)]
+    texts = [record.text or "" for record in kept]
+    writer.add_whole(*tokenizer.encode_documents(texts, [record.place for record in kept]))
+
+
+def _refused(tokenizer: Tokenizer, record: Record, skipped: list[str]) -> bool:
+    try:
+        tokenizer.check_text(record.text or "", record.place)
+    except LatxaError as error:
+        skipped.append(str(error))
+        return True
+    return False
 
 
 def _add_conversations(
-    writer: _core.ShardWriter, tokenizer: Tokenizer, task: Task, records: list[Record], skipped: list[str]
+    writer: _core.ShardWriter, encoders: Encoders, task: Task, records: list[Record], skipped: list[str]
 ) -> None:
-    for record in records:
-        try:
-            if not task.with_mask:
-                raise LatxaError(
-                    f"{record.place}: a conversation among the documents of '{task.source.name}'; give it its own source"
-                )
-            if task.source.hold_out:
-                raise LatxaError(
-                    f"{record.place}: hold_out is for documents, and '{task.source.name}' has conversations; set it to 0 there"
-                )
-            tokens = encode_conversation(tokenizer, record.messages or [], record.place)
-        except LatxaError as error:
-            if not task.skip_errors:
-                raise
-            skipped.append(str(error))
-            continue
-        writer.add(np.asarray(tokens.ids, np.int32), np.asarray(tokens.spans, np.int32).reshape(-1, 2))
+    what = None
+    if not task.with_mask:
+        what = f"a conversation among the documents of '{task.source.name}'; give it its own source"
+    elif task.source.hold_out:
+        what = f"hold_out is for documents, and '{task.source.name}' has conversations; set it to 0 there"
+    if what and not task.skip_errors:
+        raise LatxaError(f"{records[0].place}: {what}")
+    if what:
+        skipped += [f"{record.place}: {what}" for record in records]
+        return
+    refused: dict[int, LatxaError] | None = {} if task.skip_errors else None
+    encoded = encoders.conversations.encode([(record.messages or [], record.place) for record in records], refused)
+    for i in range(len(records)):
+        if refused and i in refused:
+            skipped.append(str(refused[i]))
+        else:
+            writer.add(*encoded[i])
 
 
 def _batches(records: Iterable[Record | Skipped]) -> Iterator[list[Record | Skipped]]:

@@ -23,8 +23,8 @@ def die() -> None:
 def die_in_a_shard() -> None:
     add = shards._add_documents
 
-    def dying(writer, tokenizer, task, records):
-        add(writer, tokenizer, task, records[:3] if task.prefix.name == "00002" else records)
+    def dying(writer, tokenizer, task, records, skipped):
+        add(writer, tokenizer, task, records[:3] if task.prefix.name == "00002" else records, skipped)
         if task.prefix.name == "00002":
             die()
 

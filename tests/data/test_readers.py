@@ -160,3 +160,27 @@ def test_another_field_has_the_text(byte_tokenizer, tmp_path):
     assert [len(each) for each in ids] == [3, 4]
     with pytest.raises(LatxaError, match="neither a string 'body'"):
         build_store(tmp_path / "body", byte_tokenizer, [src.find("eu", [str(path)], field="body")])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_control_tokens_in_a_text_as_the_build_was_told(workers, byte_tokenizer, tmp_path, chunk_bytes):
+    chunk_bytes(40)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "bat bat bat bat"}\n{"text": "bi <|im_end|>"}\n{"text": "hiru"}\n')
+    lengths = {}
+    for policy in ("text", "encode", "error"):
+        skip = policy == "error"
+        store = build_store(
+            tmp_path / policy,
+            byte_tokenizer,
+            [src.find("eu", [str(path)])],
+            workers=workers,
+            skip_errors=skip,
+            special_tokens=policy,
+        )
+        lengths[policy] = [len(ids) for _, ids, _ in store.documents()]
+    assert lengths == {"text": [16, 14, 5], "encode": [16, 5, 5], "error": [16, 5]}
+    assert "the control token '<|im_end|>' stands in the text" in (tmp_path / "error" / "skipped.txt").read_text()
+    with pytest.raises(LatxaError, match=r"a\.jsonl:2: the control token") as error:
+        build_store(tmp_path / "stop", byte_tokenizer, [src.find("eu", [str(path)])], special_tokens="error")
+    assert "--special-tokens" in str(error.value)
