@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from rich.console import Console
 
-from latxa_megatron.cli import main
+from latxa_megatron.cli.main import main
 from tests.tiny import write_llama
 
 
@@ -142,7 +142,7 @@ def test_recipes_all_load(tmp_path):
 
 @pytest.mark.parametrize("columns", ["80", "100"])
 def test_recipes_list_is_a_table_that_fits_100_columns(columns, tmp_path, latxa, monkeypatch):
-    monkeypatch.setattr("latxa_megatron.cli.console", Console(width=int(columns)))
+    monkeypatch.setattr("latxa_megatron.cli.main.console", Console(width=int(columns)))
     lines = latxa("recipes", "list", cwd=tmp_path).stdout.splitlines()
     assert lines[0].split() == ["recipe", "backbone", "data", "x", "epochs", "GPUs", "tokens", "FLOPs"]
     assert max(map(len, lines)) <= 100
