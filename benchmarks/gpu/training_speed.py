@@ -31,6 +31,8 @@ RUNS: list[tuple[int, str, str, list[str]]] = [
     (1, "70B-shaped, 4 layers", "bf16", BF16),
     (1, "8B-shaped, 8 layers", "fp8, head in fp8", HEAD),
     (1, "8B-shaped, 8 layers", "bf16", BF16),
+    (1, "8B-shaped, 8 layers", "fp8, head in fp8, 2 samples a microbatch", [*HEAD, "train.micro_batch=2"]),
+    (1, "8B-shaped, 8 layers", "fp8, head in fp8, all layers recomputed", [*HEAD, "train.recompute=8"]),
     (2, "Llama-3.1-8B", "dp2, fp8, head in fp8", [*HEAD, "train.global_batch=32"]),
     (2, "70B-shaped, 8 layers", "tp2, fp8, head in fp8", [*HEAD, "parallel.tp=2"]),
     (2, "70B-shaped, 8 layers", "pp2 vp2, fp8, head in fp8", [*HEAD, *BALANCED, "parallel.stages=[2,3,2,1]"]),

@@ -47,10 +47,15 @@ def to_device(tensor: Tensor) -> Tensor:
 
 
 def release_unused() -> None:
-    """Give memory that was freed, and is kept for the next tensors, back to the system: CUDA's cache, or glibc's heap."""
+    """Give memory that was freed, and is kept for the next tensors, back to the system: CUDA's cache, and glibc's heap."""
     if on_gpu():
         torch.cuda.empty_cache()
-    elif platform.libc_ver()[0] == "glibc":
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give memory that glibc keeps for the next tensors back to the system; with a GPU they are not in that heap."""
+    if not on_gpu() and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.module import Float16Module
 
 from latxa_megatron.model.layout import Precision
 from latxa_megatron.sections import OptimizerSection
+from latxa_megatron.train.shares import SharedOutOptimizer
 
 
 def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataParallel]:
@@ -68,7 +69,7 @@ def build_optimizer(section: OptimizerSection, model: list[DistributedDataParall
     )
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
-    _keep_torch_adam_steps(optimizer)
+    _share_out(optimizer)
     return optimizer
 
 
@@ -110,18 +111,18 @@ def _parts(optimizer: Any) -> list[Any]:
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
-def _keep_torch_adam_steps(optimizer: Any) -> None:
-    """Make DistributedOptimizer's load right for torch's AdamW, whose state has a step for each parameter.
+def _share_out(optimizer: Any) -> None:
+    """Make checkpoints of it as shares.py says, and its load right for torch's AdamW, whose state has a step for each parameter.
 
     megatron-core expects apex's or Transformer Engine's Adam, with one step for all. With torch's it fails to find 'step', or
     gives every parameter the same step tensor, which then advances once for each of them.
     """
     for part in _parts(optimizer):
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
-            part.__class__ = _TorchAdamDistributedOptimizer
+        if isinstance(part, DistributedOptimizer):
+            part.__class__ = _TorchAdamOptimizer if isinstance(part.optimizer, torch.optim.AdamW) else SharedOutOptimizer
 
 
-class _TorchAdamDistributedOptimizer(DistributedOptimizer):
+class _TorchAdamOptimizer(SharedOutOptimizer):
     def _set_main_param_and_optimizer_states(self, model_param: Any, tensors: dict[str, Any]) -> None:
         group, order = self.model_param_group_index_map[model_param]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]

@@ -3,7 +3,10 @@
 A checkpoint is filled as iter_NNNNNNN.partial and renamed when all ranks are done, so what has its name is whole.
 """
 
+import pickle
+import queue
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +34,27 @@ from latxa_megatron.train.checkpoint import CONTENT, RUN_FILE, TRACKER, iteratio
 from latxa_megatron.train.stop import held_back
 
 _OWN_WRITER = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
+
+
+class _Results:
+    """What a forked writer says that it wrote, through a file; a pipe would have to be read while it writes.
+
+    megatron-core's own queue is a process that loads torch: for seconds a save would wait for it, and its memory would stay.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115, open as long as the save goes on
+
+    def put(self, results: Any) -> None:
+        pickle.dump(results, self._file)
+        self._file.flush()
+
+    def get_nowait(self) -> Any:
+        self._file.seek(0)
+        try:
+            return pickle.load(self._file)
+        except EOFError:
+            raise queue.Empty from None
 
 
 @dataclass
@@ -70,7 +94,7 @@ class Saver:
         self._under_way = begun
         if not self._section.async_save:
             self.finish()
-        device.release_unused()
+        device.trim_heap()
 
     def poll(self) -> None:
         """Take the checkpoint under way, if any, as far as it goes without waiting; to be called after each step."""
@@ -89,7 +113,6 @@ class Saver:
             with _writing(now.partial):
                 self._calls.maybe_finalize_async_calls(blocking=wait)
             if self._calls.get_num_unfinalized_calls() == 0:
-                filesystem_async._results_queue = None  # ends the process behind it, which has loaded torch and would stay
                 now.sums = self._hashing.submit(_sums, now.partial, _share(now.partial))
         elif wait or _on_all_ranks(now.sums.done()):
             _publish(now.partial, now.final, now.facts, now.sums.result())
@@ -118,7 +141,6 @@ def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> 
     _clear(partial)
     with held_back(), _writing(partial):
         _write(sharded_state, partial, background=False)
-    filesystem_async._results_queue = None
     _publish(partial, final, facts, _sums(partial, _share(partial)))
 
 
@@ -131,6 +153,7 @@ def _clear(partial: Path) -> None:
 
 def _write(sharded_state: dict[str, Any], partial: Path, *, background: bool) -> Any:
     """Write now and return None, or copy what is to be written and return megatron-core's request to write it."""
+    filesystem_async._results_queue = _Results()
     strategy = get_default_save_sharded_strategy()
     if parallel_state.model_parallel_is_initialized():
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)

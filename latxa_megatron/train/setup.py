@@ -39,7 +39,7 @@ class Job:
     def save(self, step: int) -> None:
         """Begin the checkpoint after `step` steps. All ranks call it."""
         gather_weights(self.model)
-        device.release_unused()  # megatron-core copies the optimizer's state: once to gather it, once to write it
+        device.trim_heap()  # megatron-core copies what it writes
         self.saver.save(step, checkpoint.sharded(self.state), _facts(self.run, self.dataset))
 
     def can_roll_back(self) -> bool:
