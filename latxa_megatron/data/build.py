@@ -228,7 +228,7 @@ def _start_worker(tokenizer_directory: Path, special_tokens: SpecialTokens, acce
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tokenizer = Tokenizer(tokenizer_directory, special_tokens)
     if accelerated:
-        tokenizer.accelerate([])
+        tokenizer.accelerate_as_proved()
     _worker_encoders = Encoders(tokenizer)
 
 
