@@ -139,12 +139,15 @@ def data_inspect(
     path: Annotated[Path, typer.Argument(metavar="STORE_OR_PLAN")],
     tokenizer: Annotated[Path | None, typer.Option(help="Its tokenizer's directory, to show a sample decoded.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Number of the document (or of the plan's sample) to show.")] = 0,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it, and more, as a page of one file.")] = None,
 ) -> None:
-    """Show what a store or plan holds; with a tokenizer, one sample with its trained tokens in colour."""
+    """Show what a store or plan holds; with a tokenizer, how its texts read, and one sample with its trained tokens in colour."""
     from latxa_megatron.data.inspect import inspect
+    from latxa_megatron.data.page import write_page
 
-    found = inspect(path, tokenizer, sample)
+    found = inspect(path, tokenizer, sample, page=html is not None)
     _print_sources(found.sources)
+    _print_lengths(found)
     if found.plan:
         plan = found.plan
         console.print(
@@ -152,7 +155,11 @@ def data_inspect(
             f"packing {plan.packing}"
         )
         _print_exposure(plan.exposure)
-    _print_sample(found)
+    if html:
+        write_page(html, found)
+        console.print(f"page: {html}", soft_wrap=True)
+    else:
+        _print_sample(found)
 
 
 @data.command("verify")
@@ -222,14 +229,29 @@ def _print_exposure(sources: dict[str, "Exposure"]) -> None:
     console.print(table)
 
 
+def _print_lengths(found: "Inspection") -> None:
+    """Of each source the quantiles of its documents' lengths, and what its texts read like."""
+    quantiles = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
+    read = ("tokens per word", "bytes per token") if found.readings else ()
+    table = Table("tokens in a document", *(Column(t, justify="right") for t in (*quantiles, *read)), box=None)
+    for name, lengths in found.lengths.items():
+        cells = [f"{lengths.quantile(q):,}" for q in quantiles.values()]
+        if read:
+            reading = found.readings[name]
+            cells += [f"{reading.tokens_per_word:.2f}", f"{reading.bytes_per_token:.2f}"]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
 def _print_sample(found: "Inspection") -> None:
-    document = 0
+    from latxa_megatron.data.samples import visible
+
     text = Text()
-    for piece in found.sample:
-        if piece.document != document:
-            text.append("\n" + "─" * 20 + "\n", style="dim")
-            document = piece.document
-        text.append(piece.text, style="green" if piece.trained else "dim")
-    if found.sample:
+    for sample in found.samples:
+        for i, document in enumerate(sample.documents):
+            text.append("\n" + "─" * 20 + "\n" if i else "", style="dim")
+            for piece in document.pieces:
+                text.append(visible(piece.text or ""), style="green" if piece.trained else "dim")
+    if found.samples:
         console.print("trained tokens in [green]green[/green]:")
         console.print(text)

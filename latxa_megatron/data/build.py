@@ -20,7 +20,7 @@ from latxa_megatron.data.chat import check_template
 from latxa_megatron.data.records import Record
 from latxa_megatron.data.shards import Encoders, Task, Written, finished, write_shards
 from latxa_megatron.data.sources import Source
-from latxa_megatron.data.store import FORMAT, MANIFEST, SKIPPED, VERSION, TokenStore, manifest_fingerprint
+from latxa_megatron.data.store import FORMAT, MANIFEST, SKIPPED, VERSION, TokenStore, existing_store, manifest_fingerprint
 from latxa_megatron.data.tokenizer import SpecialTokens, Tokenizer
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, locked, move_into_place, sha256, write_atomically, write_json
@@ -52,12 +52,12 @@ def build_store(
     tokenizer = Tokenizer(tokenizer_directory, special_tokens)
     inputs = _inputs(tokenizer, sources, skip_errors)
     if out.exists():
-        return _existing(out, inputs)
+        return existing_store(out, inputs)
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial, "building this store"):
         if out.exists():  # the build that held the lock before this one has finished
-            return _existing(out, inputs)
+            return existing_store(out, inputs)
         _resume_or_start(partial, fingerprint(inputs))
         try:
             with_mask = _has_conversations(sources)
@@ -76,15 +76,6 @@ def build_store(
         _finish(partial, inputs, with_mask, shards)
         move_into_place(partial, out)
     return TokenStore(out)
-
-
-def _existing(out: Path, inputs: dict[str, Any]) -> TokenStore:
-    if not (out / MANIFEST).is_file():
-        raise LatxaError(f"{out}: exists and is no token store; remove it or name another directory")
-    store = TokenStore(out)
-    if {key: store.manifest.get(key) for key in inputs} != inputs:
-        raise LatxaError(f"{out}: holds a store of other inputs; remove it or name another directory")
-    return store
 
 
 def _finish(partial: Path, inputs: dict[str, Any], with_mask: bool, shards: list[Written]) -> None:
@@ -237,7 +228,7 @@ def _start_worker(tokenizer_directory: Path, special_tokens: SpecialTokens, acce
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tokenizer = Tokenizer(tokenizer_directory, special_tokens)
     if accelerated:
-        tokenizer.accelerate([])
+        tokenizer.accelerate_as_proved()
     _worker_encoders = Encoders(tokenizer)
 
 

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from latxa_megatron.data.dataset import PackedDataset
+from latxa_megatron.data import reading, samples
+from latxa_megatron.data.documents import Part, Place, by_source, longest
+from latxa_megatron.data.lengths import Lengths, count
 from latxa_megatron.data.plan import MANIFEST, PackPlan
+from latxa_megatron.data.reading import Reading, Strange
+from latxa_megatron.data.samples import Sample
 from latxa_megatron.data.store import TokenStore, Totals
 from latxa_megatron.data.tokenizer import Tokenizer
 from latxa_megatron.errors import LatxaError
@@ -34,30 +37,44 @@ class PlanFacts:
     passes: int
     packing: str
     efficiency: float
+    pieces: int  # documents, and parts of documents, in all samples
+    continued: int  # those of them that do not have their document's beginning
     exposure: dict[str, Exposure]  # by source
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of tokens, decoded, that are all trained or all not, inside one document of a sample."""
+class Long:
+    """One of the longest documents; text: its beginning, None where no tokenizer was given."""
 
-    text: str
-    trained: bool
-    document: int
+    place: Place
+    tokens: int
+    text: str | None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """plan is None for a store; sample is empty where no tokenizer was given."""
+    """plan is None for a store; readings, strange and samples are empty where no tokenizer was given."""
 
+    path: Path
+    fingerprint: str
+    masked: bool
     sources: dict[str, Totals]
+    lengths: dict[str, Lengths]  # by source, as the readings are
     plan: PlanFacts | None
-    sample: list[Piece]
+    longest: list[Long]
+    readings: dict[str, Reading]
+    strange: dict[str, list[Strange]]
+    samples: list[Sample]
 
 
-def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0) -> Inspection:
+LISTED = 6
+"""Documents in each list of the longest and strangest."""
+
+
+def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0, *, page: bool = False) -> Inspection:
     """Facts about the store or plan at `path`, with document (or sample) number `sample` decoded.
 
+    page: more samples than this one, each shortened. Costs O(documents + slices), and the reading of a fixed sample of texts.
     Raises LatxaError for a path that is neither, a sample past the end, or another tokenizer than the one it was built with.
     """
     manifest = path / MANIFEST
@@ -65,24 +82,56 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
         raise LatxaError(f"{path}: is neither a token store nor a pack plan (it has no {MANIFEST})")
     plan = PackPlan(path) if read_json(manifest).get("format") == "latxa-pack-plan" else None
     stores = plan.stores if plan else [TokenStore(path)]
+    tokenizer = _tokenizer(path, stores[0], tokenizer_directory) if tokenizer_directory else None
     sources = _sources(stores)
-    facts = _plan_facts(plan) if plan else None
-    pieces: list[Piece] = []
-    if tokenizer_directory:
-        tokenizer = Tokenizer(tokenizer_directory)
-        if tokenizer.fingerprint != stores[0].manifest["tokenizer"]["fingerprint"]:
-            raise LatxaError(f"{tokenizer_directory}: is not the tokenizer that {path} was built with")
-        count = len(plan) if plan else sum(totals.documents for totals in sources.values())
-        if not 0 <= sample < count:
-            raise LatxaError(f"{path}: has no sample {sample}; there are {count}, from 0 on")
-        tokens = _plan_sample(path, sample) if plan else _store_sample(stores[0], sample)
-        pieces = _pieces(tokenizer, tokens)
-    return Inspection(sources, facts, pieces)
+    known = len(plan) if plan else sum(totals.documents for totals in sources.values())
+    if not 0 <= sample < known:
+        raise LatxaError(f"{path}: has no sample {sample}; there are {known}, from 0 on")
+    parts = by_source(stores)
+    texts = {name: reading.texts(tokenizer, name, of_source) for name, of_source in parts.items()} if tokenizer else {}
+    return Inspection(
+        path=path,
+        fingerprint=plan.fingerprint if plan else stores[0].fingerprint,
+        masked=any(store.masked for store in stores),
+        sources=sources,
+        lengths={name: count(part.shard.lengths for part in of_source) for name, of_source in parts.items() if of_source},
+        plan=_plan_facts(plan) if plan else None,
+        longest=_longest(parts, tokenizer),
+        readings={name: reading.together(found) for name, found in texts.items()},
+        strange=reading.strangest([text for found in texts.values() for text in found], LISTED) if texts else {},
+        samples=_samples(plan or stores[0], tokenizer, sample, known, page) if tokenizer else [],
+    )
+
+
+def _tokenizer(path: Path, store: TokenStore, directory: Path) -> Tokenizer:
+    tokenizer = Tokenizer(directory)
+    if tokenizer.fingerprint != store.manifest["tokenizer"]["fingerprint"]:
+        raise LatxaError(f"{directory}: is not the tokenizer that {path} was built with")
+    return tokenizer
+
+
+def _longest(parts: dict[str, list[Part]], tokenizer: Tokenizer | None) -> list[Long]:
+    """The longest documents of all sources."""
+    found = [document for name, of_source in parts.items() for document in longest(name, of_source, LISTED)]
+    first = sorted(found, key=lambda document: -len(document.tokens))[:LISTED]
+    texts = (reading.plain(tokenizer, tokenizer.decode(d.tokens[:200].tolist())) if tokenizer else None for d in first)
+    return [Long(d.place, len(d.tokens), text) for d, text in zip(first, texts, strict=True)]
+
+
+def _samples(of: PackPlan | TokenStore, tokenizer: Tokenizer, number: int, known: int, page: bool) -> list[Sample]:
+    """Sample `number`; for a page also the two of most documents of the hundred after it, or, of a store, two of each source."""
+    if isinstance(of, PackPlan):
+        next_ones = range(number + 1, min(number + 101, known)) if page else []
+        numbers = [number, *sorted(sorted(next_ones, key=lambda n: -len(of.slices_of(n)))[:2])]
+        return [samples.of_plan(of, n, tokenizer, 400 if page else None) for n in numbers]
+    shown = [samples.of_store(of, number, tokenizer, 800 if page else None)]
+    others = samples.drawn_of_store(of, 2, tokenizer, 800) if page else []
+    return shown + [each for each in others if each.number != number]
 
 
 def _plan_facts(plan: PackPlan) -> PlanFacts:
     passes, packing = len(plan.manifest["passes"]), plan.manifest["packing"]
-    return PlanFacts(len(plan), plan.seq_length, passes, packing, plan.efficiency(), exposure(plan))
+    return PlanFacts(len(plan), plan.seq_length, passes, packing, plan.efficiency(), *plan.pieces(), exposure(plan))
 
 
 def exposure(plan: PackPlan) -> dict[str, Exposure]:
@@ -115,40 +164,3 @@ def _sources(stores: list[TokenStore]) -> dict[str, Totals]:
             old = sources.get(name, Totals(0, 0, 0))
             sources[name] = Totals(*(getattr(old, f.name) + getattr(new, f.name) for f in fields(Totals)))
     return sources
-
-
-_Token = tuple[int, bool, int]  # id, trained, number of its document
-
-
-def _store_sample(store: TokenStore, number: int) -> list[_Token]:
-    for shard in store.shards:
-        if number < len(shard):
-            trained = {t for start, end in shard.spans(number).tolist() for t in range(start, end)}
-            return [(t, i in trained, 0) for i, t in enumerate(shard.tokens(number).tolist())]
-        number -= len(shard)
-    return []
-
-
-def _plan_sample(path: Path, number: int) -> list[_Token]:
-    """The labels of a sample: what the model is asked to predict; each document's first token is never asked."""
-    dataset = PackedDataset(path)
-    batch, row = dataset.batch([number]), dataset.plan.row(number)
-    documents = int(dataset.plan.row_offsets[row + 1] - dataset.plan.row_offsets[row])  # padding is none of them
-    borders = batch.cu_seqlens.tolist()[: documents + 1]
-    tokens = []
-    for document, (start, end) in enumerate(pairwise(borders)):
-        ids = [int(batch.tokens[0, start]), *batch.labels[0, start:end].tolist()]
-        trained = [False, *batch.loss_mask[0, start:end].bool().tolist()]
-        tokens += [(t, m, document) for t, m in zip(ids, trained, strict=True)]
-    return tokens
-
-
-def _pieces(tokenizer: Tokenizer, tokens: list[_Token]) -> list[Piece]:
-    pieces: list[Piece] = []
-    start = 0
-    for i in range(1, len(tokens) + 1):
-        if i == len(tokens) or tokens[i][1:] != tokens[start][1:]:
-            _, trained, document = tokens[start]
-            pieces.append(Piece(tokenizer.decode([t for t, _, _ in tokens[start:i]]), trained, document))
-            start = i
-    return pieces

@@ -10,7 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from latxa_megatron.data.store import FORMAT, MANIFEST, SKIPPED, VERSION, ShardInfo, TokenStore, manifest_fingerprint
+from latxa_megatron.data.store import (
+    FORMAT,
+    MANIFEST,
+    SKIPPED,
+    VERSION,
+    ShardInfo,
+    TokenStore,
+    existing_store,
+    manifest_fingerprint,
+)
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import new_directory, write_json
 
@@ -24,7 +33,7 @@ def merge(out: Path, directories: list[Path]) -> TokenStore:
     stores = [TokenStore(directory) for directory in directories]
     inputs = _inputs(stores)
     if out.exists():
-        return _existing(out, inputs)
+        return existing_store(out, inputs)
     with new_directory(out) as partial:
         shards = _take_shards(partial, stores)
         manifest = {"format": FORMAT, "version": VERSION, **inputs, "shards": [asdict(info) for info in shards]}
@@ -35,15 +44,6 @@ def merge(out: Path, directories: list[Path]) -> TokenStore:
         manifest["fingerprint"] = manifest_fingerprint(manifest)
         write_json(partial / MANIFEST, manifest)
     return TokenStore(out)
-
-
-def _existing(out: Path, inputs: dict[str, Any]) -> TokenStore:
-    if not (out / MANIFEST).is_file():
-        raise LatxaError(f"{out}: exists and is no token store; remove it or name another directory")
-    store = TokenStore(out)
-    if {key: store.manifest.get(key) for key in inputs} != inputs:
-        raise LatxaError(f"{out}: holds a store of other inputs; remove it or name another directory")
-    return store
 
 
 def _inputs(stores: list[TokenStore]) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class PackPlan:
         before = int(self._ends[number - 1]) if number else 0
         return int(self.manifest["passes"][number]["first_row"]) + int(self._orders[number][sample - before])
 
+    def slices_of(self, sample: int) -> npt.NDArray[np.void]:
+        """The slices, SLICE [n], of sample N."""
+        row = self.row(sample)
+        return np.asarray(self.slices[self.row_offsets[row] : self.row_offsets[row + 1]])
+
     def rows(self, first: int, last: int) -> npt.NDArray[np.int64]:
         """The rows of samples first to last - 1, int64 [last - first]. Raises IndexError past the end."""
         if not 0 <= first <= last <= len(self):
@@ -98,6 +103,11 @@ class PackPlan:
         """Share of all positions that hold a token."""
         used = sum(times * int((slices["length"].astype(np.int64) - 1).sum()) for slices, times in self._blocks())
         return used / (len(self) * self.seq_length)
+
+    def pieces(self) -> tuple[int, int]:
+        """Slices in all samples, and those of them that begin inside a document."""
+        counts = [(times * len(slices), times * int((slices["start"] > 0).sum())) for slices, times in self._blocks()]
+        return sum(count for count, _ in counts), sum(inside for _, inside in counts)
 
     def times_seen(self) -> list[list[npt.NDArray[np.uint32]]]:
         """How often each document is seen: [store][shard] has an array uint32 [documents]. Counted from the slices, not foretold.

@@ -85,6 +85,16 @@ class TokenStore:
                 yield info.source, shard.tokens(i).tolist(), [(int(a), int(b)) for a, b in shard.spans(i)]
 
 
+def existing_store(out: Path, inputs: dict[str, Any]) -> TokenStore:
+    """The finished store at `out`. Raises LatxaError where it is none, or its manifest says otherwise of any of `inputs`."""
+    if not (out / MANIFEST).is_file():
+        raise LatxaError(f"{out}: exists and is no token store; remove it or name another directory")
+    store = TokenStore(out)
+    if {key: store.manifest.get(key) for key in inputs} != inputs:
+        raise LatxaError(f"{out}: holds a store of other inputs; remove it or name another directory")
+    return store
+
+
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
     """SHA-256 over all of a manifest but the fingerprint itself."""
     return fingerprint({key: value for key, value in manifest.items() if key != "fingerprint"})

@@ -65,7 +65,10 @@ def test_a_tokenizer_that_it_does_not_know_means_the_reference(llama, monkeypatc
 
 def test_documents_have_the_same_ends_with_either_engine(llama_tokenizer):
     texts = ["bat", "", "ñ 🙂", "a" * 1000]
-    plain, fast = Tokenizer(llama_tokenizer), Tokenizer(llama_tokenizer)
+    plain, fast, worker = (Tokenizer(llama_tokenizer) for _ in range(3))
     assert fast.accelerate(texts).startswith("fastokens")
-    for found, expected in zip(fast.encode_documents(texts), plain.encode_documents(texts), strict=True):
-        assert np.array_equal(found, expected)
+    worker.accelerate_as_proved()
+    assert [each.accelerated for each in (plain, fast, worker)] == [False, True, True]
+    for accelerated in (fast, worker):
+        for found, expected in zip(accelerated.encode_documents(texts), plain.encode_documents(texts), strict=True):
+            assert np.array_equal(found, expected)

@@ -3,6 +3,7 @@
 import pytest
 
 from latxa_megatron.data.build import build_store
+from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.data.inspect import inspect
 from latxa_megatron.data.mixture import Mix
 from latxa_megatron.data.packing import pack
@@ -26,13 +27,13 @@ def root(tmp_path_factory, byte_tokenizer):
 
 
 def pieces(inspection):
-    return [(piece.text, piece.trained) for piece in inspection.sample]
+    return [(piece.text, piece.trained) for document in inspection.samples[0].documents for piece in document.pieces]
 
 
 def test_the_facts_of_a_store(root):
     found = inspect(root / "store")
     assert found.plan is None
-    assert found.sample == []
+    assert found.samples == []
     tokens = sum(len(text.encode()) + 1 for text in TEXTS)
     assert (found.sources["eu"].documents, found.sources["eu"].tokens) == (3, tokens)
     assert (found.sources["chat"].documents, found.sources["chat"].trained_tokens) == (1, len("Hori.") + 1)
@@ -52,9 +53,8 @@ def test_the_facts_and_the_samples_of_a_plan(root, byte_tokenizer):
     assert (found.plan.seq_length, found.plan.passes) == (80, 2)
     shown = []
     for sample in range(found.plan.samples):
-        of_sample = inspect(root / "plan", byte_tokenizer, sample).sample
-        for document in sorted({piece.document for piece in of_sample}):
-            shown.append([(piece.text, piece.trained) for piece in of_sample if piece.document == document])
+        (of_sample,) = inspect(root / "plan", byte_tokenizer, sample).samples
+        shown += [[(piece.text, piece.trained) for piece in document.pieces] for document in of_sample.documents]
     assert len(shown) == 2 * len(TEXTS) + 1  # two epochs of the texts, one of the conversation; padding is no document
     for text in TEXTS:  # a document's first token is a label of none
         first = text.encode()[:1].decode(errors="replace")
@@ -66,6 +66,14 @@ def test_the_facts_and_the_samples_of_a_plan(root, byte_tokenizer):
         ("\n", False),
     ]
     assert shown.count(conversation) == 1
+
+
+def test_trained_tokens_are_those_that_training_counts(root, byte_tokenizer):
+    dataset = PackedDataset(root / "plan")
+    for number in range(len(dataset)):
+        (sample,) = inspect(root / "plan", byte_tokenizer, number).samples
+        trained = [end - start for document in sample.documents for start, end in document.spans]
+        assert sum(trained) == dataset.batch([number]).loss_mask.sum()
 
 
 def test_what_cannot_be_shown_is_refused(root, byte_tokenizer, tmp_path):
