@@ -21,7 +21,9 @@ class ModelSection(Section):
 
 
 class SourceSection(Section):
-    paths: list[str] = Field(min_length=1, description="JSONL files or globs, .gz and .zst too")
+    paths: list[str] = Field(
+        min_length=1, description="files or globs (JSONL, Parquet, Arrow), data sets' directories, hf: names"
+    )
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="how often each document is seen; 0.5 takes half of them; 1 where neither it nor weight is given"
     )

@@ -25,7 +25,11 @@ def data_build(
     tokenizer: Annotated[Path | None, typer.Option(help="Directory with tokenizer.json.")] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=GLOB", help="JSONL files of documents or conversations ('messages'), .gz and .zst too."),
+        typer.Option(
+            metavar="NAME=GLOB",
+            help="JSONL (.gz, .zst), Parquet or Arrow files of documents or conversations ('messages'); a directory "
+            "that `datasets` saved, or is laid out as on the hub; or hf:OWNER/NAME[/FOLDER][:SPLIT].",
+        ),
     ] = None,
     field: Annotated[str, typer.Option(help="The field that has a document's text.")] = "text",
     on_error: Annotated[OnError, typer.Option(help="At a line that is no record: stop, or leave it out and say so.")] = "stop",

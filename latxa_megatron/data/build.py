@@ -150,7 +150,7 @@ def _has_conversations(sources: list[Source]) -> bool:
 
 def _first_records(source: Source, path: Path) -> Iterator[Record]:
     """The records of a file's first chunk."""
-    read = src.records_or_why(src.chunks(path)[0], field=source.field)
+    read = src.records_or_why(src.chunks(path, field=source.field)[0], field=source.field)
     return (record for record in read if isinstance(record, Record))
 
 
@@ -169,28 +169,23 @@ def _texts(sources: list[Source]) -> list[str]:
 
 
 def _tasks(directory: Path, sources: list[Source], token_type: int, with_mask: bool, skip_errors: bool) -> list[Task]:
-    pieces = [(source, chunk) for source in sources for path in source.paths for chunk in src.chunks(path)]
+    pieces = [(source, chunk) for source in sources for path in source.paths for chunk in src.chunks(path, field=source.field)]
     return [
-        Task(directory / f"{i:05d}", chunk, source, token_type, with_mask, skip_errors, src.CHUNK_BYTES)
+        Task(directory / f"{i:05d}", chunk, source, token_type, with_mask, skip_errors)
         for i, (source, chunk) in enumerate(pieces)
     ]
 
 
-def _bytes(task: Task) -> int:
-    """Those of the file that a task reads."""
-    return task.chunk.path.stat().st_size if task.chunk.end is None else task.chunk.end - task.chunk.start
-
-
 def _run(tasks: list[Task], tokenizer: Tokenizer, workers: int, progress: Progress) -> list[Written]:
     """Write the shards that are not there yet; all of them in order."""
-    total = sum(map(_bytes, tasks))
+    total = sum(task.chunk.size for task in tasks)
     done = 0
     written: dict[Path, list[Written]] = {}
 
     def finish(task: Task, shards: list[Written]) -> None:
         nonlocal done
         written[task.prefix] = shards
-        done += _bytes(task)
+        done += task.chunk.size
         progress(done, total)
 
     progress(0, total)

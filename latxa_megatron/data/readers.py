@@ -1,4 +1,7 @@
-"""Lines of a source file, as it is or compressed with gzip or zstd, with the byte at which each begins."""
+"""Lines of a source file, as it is or compressed with gzip or zstd, with the byte at which each begins.
+
+Rows of Parquet and Arrow files are read in tables.py, in chunks and with places of the same kind.
+"""
 
 import gzip
 import io
@@ -13,26 +16,39 @@ import zstandard
 from latxa_megatron.errors import LatxaError
 
 COMPRESSED = (".gz", ".zst")
+LINES = (".jsonl", ".json", ".ndjson")
+TABLES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The lines of a file that begin in its bytes [start, end), decompressed ones where it is compressed; None is its end."""
+    """The lines of a file that begin in its bytes [start, end), decompressed ones where it is compressed, or a table's rows.
+
+    end: None is the file's end. size: bytes of the file, as it lies there, that the chunk stands for. window: bytes or rows of
+    one shard, where the chunk becomes several; None where it becomes one.
+    """
 
     path: Path
     start: int
     end: int | None
+    size: int
+    window: int | None = None
 
 
 @dataclass(frozen=True)
 class Place:
-    """A line by its byte offset. As text it is file:line, and only then are lines counted; or file:byte, for many of them."""
+    """A line by its byte offset, or a row by its number from 0.
+
+    As text it is file:line, and only then are lines counted; or file:byte, for many of them; or file:row, counted from 1.
+    """
 
     path: Path
     offset: int
     in_bytes: bool = False
 
     def __str__(self) -> str:
+        if is_table(self.path):
+            return f"{self.path}:row {self.offset + 1}"
         if self.in_bytes:
             return f"{self.path}:byte {self.offset}"
         with opened(self.path) as file:
@@ -43,8 +59,20 @@ class Place:
         return f"{self.path}:{line}"
 
 
+def file_format(name: str) -> str | None:
+    """What a file's name says it holds: ".jsonl" (lines, compressed or not), ".parquet", ".arrow", or nothing that is known."""
+    path = Path(name)
+    if is_table(path):
+        return path.suffix
+    return ".jsonl" if (path.with_suffix("") if is_compressed(path) else path).suffix in LINES else None
+
+
 def is_compressed(path: Path) -> bool:
     return path.suffix in COMPRESSED
+
+
+def is_table(path: Path) -> bool:
+    return path.suffix in TABLES
 
 
 def opened(path: Path) -> BinaryIO:
@@ -111,9 +139,10 @@ def _lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
             offset += len(head) - 1
         while (chunk.end is None or offset < chunk.end) and (line := file.readline(max_line_bytes + 1)):
             if len(line) > max_line_bytes:
-                raise LatxaError(
-                    f"{Place(chunk.path, offset)}: the line is longer than {max_line_bytes >> 20} MB; "
-                    "split the document into several"
-                )
+                raise too_long(Place(chunk.path, offset), "line", max_line_bytes)
             yield offset, line
             offset += len(line)
+
+
+def too_long(place: Place, what: str, max_bytes: int) -> LatxaError:
+    return LatxaError(f"{place}: the {what} is longer than {max_bytes >> 20} MB; split the document into several")

@@ -1,8 +1,9 @@
-"""One line of a source, parsed: a document (`text`, or another field) or a conversation (`messages`, or ShareGPT's form)."""
+"""A line or row of a source, parsed: a document (`text`, or another field) or a conversation (`messages`, or ShareGPT's form)."""
 
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """A document (text is set) or a conversation (messages is set). line: what it was read from."""
+    """A document (text is set) or a conversation (messages is set). line: what it was read from; a row's text or messages."""
 
     place: Place
     line: bytes
@@ -45,16 +46,63 @@ def parse(line: bytes, place: Place, field: str = "text") -> Record:
         value = _slowly(line, place, field)
     if not isinstance(value, dict):
         raise LatxaError(f"{place}: the line is not a JSON object with '{field}' or 'messages'")
+    messages = _conversation(value, place)
+    if messages is not None:
+        return Record(place, line, _id(value), messages=messages)
+    return Record(place, line, _id(value), text=_text(value, field, place, "object"))
+
+
+def columns(field: str = "text") -> tuple[str, ...]:
+    """The columns of a table that parse_row looks at."""
+    return (field, "messages", "conversations", "id", "tools", "system")
+
+
+def parse_row(row: dict[str, Any] | None, place: Place, field: str = "text") -> Record:
+    """The record of a table's row, None for one that is not UTF-8. Raises LatxaError with file and row for what is none.
+
+    A null is as if it were not there: a table has every key in every row and every message.
+    """
+    if row is None:
+        raise LatxaError(f"{place}: the row is not UTF-8")
+    value = _without_nulls(row)
+    for key in ("messages", "conversations"):
+        if key in value:
+            value[key] = _turns(value[key])
+    messages = _conversation(value, place)
+    if messages is not None:
+        return Record(place, orjson.dumps(messages), _id(value), messages=messages)
+    text = _text(value, field, place, "row")
+    return Record(place, text.encode(), _id(value), text=text)
+
+
+def _turns(value: Any) -> Any:
+    """A list of messages without nulls, also from the columns that `datasets` makes of a Sequence of objects."""
+    if isinstance(value, dict) and all(isinstance(each, list) for each in value.values()):
+        value = [dict(zip(value, message, strict=True)) for message in zip_longest(*value.values())]
+    if not isinstance(value, list):
+        return value
+    return [_without_nulls(turn) if isinstance(turn, dict) else turn for turn in value]
+
+
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in value.items() if each is not None}
+
+
+def _conversation(value: dict[str, Any], place: Place) -> list[Message] | None:
     turns = value.get("messages", value.get("conversations"))
-    if turns is not None:
-        for key in ("tools", "system"):
-            if value.get(key):
-                raise LatxaError(f"{place}: '{key}' beside the messages would be lost; put it into a system message")
-        return Record(place, line, _id(value), messages=_messages(turns, place))
+    if turns is None:
+        return None
+    for key in ("tools", "system"):
+        if value.get(key):
+            raise LatxaError(f"{place}: '{key}' beside the messages would be lost; put it into a system message")
+    return _messages(turns, place)
+
+
+def _text(value: dict[str, Any], field: str, place: Place, what: str) -> str:
     text = value.get(field)
     if not isinstance(text, str):
-        raise LatxaError(f"{place}: the object has neither a string '{field}' nor a list 'messages'")
-    return Record(place, line, _id(value), text=text)
+        raise LatxaError(f"{place}: the {what} has neither a string '{field}' nor a list 'messages'")
+    return text
 
 
 def _slowly(line: bytes, place: Place, field: str) -> Any:

@@ -1,8 +1,9 @@
 """A chunk of a source to shards of a token store: read, tokenize, write.
 
-A shard has the documents whose line begins in one window of the source's (decompressed) bytes, so its bytes depend on nothing
-else. A plain file is cut into chunks of one window each; a compressed file can only be read from its beginning, so it is one
-chunk of many windows. A shard's summary is written after its files: a shard with a summary is done.
+A shard has the documents whose line begins in one window of the source's (decompressed) bytes, or a table's rows of one window,
+so its bytes depend on nothing else. A plain file is cut into chunks of one window each; a compressed file can only be read from
+its beginning, so it is one chunk of many windows, and so is a large row group. A shard's summary is written after its files: a
+shard with a summary is done.
 """
 
 import itertools
@@ -29,7 +30,7 @@ _BATCH_CHARACTERS = 1 << 21
 
 @dataclass(frozen=True)
 class Task:
-    """A chunk to make shards of: NAME.bin, .idx and .mask under `prefix`, or, of a compressed file, under NAME-WINDOW."""
+    """A chunk to make shards of: NAME.bin, .idx and .mask under `prefix`, or, where it has windows, under NAME-WINDOW."""
 
     prefix: Path
     chunk: Chunk
@@ -37,7 +38,6 @@ class Task:
     token_type: int
     with_mask: bool
     skip_errors: bool
-    window: int
 
 
 class Encoders:
@@ -68,13 +68,14 @@ def finished(task: Task) -> list[Written] | None:
 def write_shards(encoders: Encoders, task: Task) -> list[Written]:
     """Write a task's shards that are not there yet; all of them, in order. Raises LatxaError for what is no record."""
     written = []
-    if task.chunk.end is not None:
+    start, window = task.chunk.start, task.chunk.window
+    if window is None:
         written.append(_write(encoders, task, task.prefix, _records(task, task.chunk)))
     else:
         while (summary := _window(task, len(written)).with_suffix(".json")).exists():
             written.append(_read(read_json(summary)))
-        rest = _records(task, replace(task.chunk, start=len(written) * task.window))
-        for number, group in itertools.groupby(rest, lambda record: record.place.offset // task.window):
+        rest = _records(task, replace(task.chunk, start=start + len(written) * window))
+        for number, group in itertools.groupby(rest, lambda record: (record.place.offset - start) // window):
             prefix = _window(task, number)
             written.append(_write(encoders, task, prefix, group))
             write_json(prefix.with_suffix(".json"), _as_json(written[-1]))

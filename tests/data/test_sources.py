@@ -162,15 +162,13 @@ def test_find_sorts_and_takes_each_file_once(tmp_path):
         ("gone.jsonl", "there is no such file"),
         ("gone-*.jsonl", "there is no such file"),
         ("empty.jsonl", "is empty"),
-        ("directory", "is a directory"),
-        ("a.txt.gz", "not a JSONL file"),
-        ("a.jsonl.bz2", "not a JSONL file"),
-        ("a.txt", "not a JSONL file"),
+        ("a.txt.gz", "neither JSONL nor a table"),
+        ("a.jsonl.bz2", "neither JSONL nor a table"),
+        ("a.txt", "neither JSONL nor a table"),
     ],
 )
 def test_find_refuses_with_path_and_source(name, message, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "directory").mkdir()
     for file in ("a.txt.gz", "a.jsonl.bz2", "a.txt"):
         (tmp_path / file).write_text("{}\n")
     with pytest.raises(LatxaError, match=message) as error:
