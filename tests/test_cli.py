@@ -78,6 +78,14 @@ CASES = {
     ),
     "no model to import": (("convert", "import", "--hf", "hf", "--out", "c"), "hf: there is no such Hugging Face directory"),
     "no checkpoint": (("convert", "export", "--checkpoint", "c", "--out", "h"), "c: holds no whole Megatron checkpoint"),
+    "near duplicates": (
+        ("data", "clean", "--out", "c", "--source", "a=good.jsonl", "--near", "most"),
+        "--near most: is a share such as 0.8, or off",
+    ),
+    "language of no source": (
+        ("data", "clean", "--out", "c", "--source", "a=good.jsonl", "--language", "b=eu"),
+        "--language b=eu: there is no source 'b'",
+    ),
     "no recipe": (("recipes", "show", "demmo"), "there is no recipe 'demmo'"),
     "demo corpus": (("demo", "--corpus", "none.jsonl"), "none.jsonl: there is no such file"),
 }
@@ -130,6 +138,21 @@ def test_verify_and_merge_as_a_user_types_them(inputs, byte_tokenizer, latxa):
     assert (faulty.status, faulty.stderr) == (1, "")
     size = sum(file.stat().st_size for file in (inputs / "ab").iterdir())
     assert faulty.stdout.splitlines()[-2:] == ["ab/00001.bin: is missing", f"ab: 4 files, {size:,} bytes: 1 fault"]
+
+
+def test_clean_as_a_user_types_it(inputs, byte_tokenizer, latxa):
+    """The table, and the command that builds what stays."""
+    pytest.importorskip("datatrove")
+    (inputs / "set.jsonl").write_text('{"question": "bat bi hiru lau bost sei zazpi zortzi"}\n')
+    (inputs / "more.jsonl").write_text('{"text": "Bat, bi, hiru, lau, bost, sei, zazpi, zortzi."}\n')
+    sources = ("--source", "a=good.jsonl", "--source", "b=more.jsonl", "--against", "t=set.jsonl")
+    cleaned = latxa("data", "clean", "--out", "c", *sources, cwd=inputs)
+    assert cleaned.status == 0, cleaned.stderr
+    shown = " ".join(cleaned.stdout.split())
+    assert "source read kept contamination exact of the bytes kept a 3 1 0 2 33.3% b 1 0 1 0 0.0%" in shown
+    assert "t: 1 of 1 items found; 0 have no string of 8 words" in shown
+    assert "next: latxa data build --source 'a=c/a-*.jsonl.zst'" in shown
+    assert latxa(*(a.format(tokenizer=byte_tokenizer) for a in (*BUILD, "a=c/a-*.jsonl.zst")), cwd=inputs).status == 0
 
 
 def test_recipes_all_load(tmp_path):

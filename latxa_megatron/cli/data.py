@@ -11,6 +11,7 @@ from latxa_megatron.cli.terminal import OPTIONS, bytes_bar, console
 from latxa_megatron.errors import LatxaError
 
 if TYPE_CHECKING:
+    from latxa_megatron.data.cleaning.report import Report
     from latxa_megatron.data.inspect import Exposure, Inspection
 
 data = typer.Typer(help="Build, merge, pack, check and look at training data.", **OPTIONS)
@@ -84,6 +85,57 @@ def data_build(
     if skipped := store.manifest.get("skipped"):
         console.print(f"[yellow]skipped {skipped:,} lines[/yellow]: {out / SKIPPED} says which and why", soft_wrap=True)
     console.print(f"store: {out}", soft_wrap=True)
+
+
+@data.command("clean")
+def data_clean(
+    out: Annotated[Path, typer.Option(help="Directory to write: NAME-00000.jsonl.zst ..., dropped.jsonl, report.json.")],
+    source: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=GLOB", help="JSONL files of documents or conversations ('messages'), .gz and .zst too."),
+    ],
+    field: Annotated[str, typer.Option(help="The field that has a document's text.")] = "text",
+    exact: Annotated[bool, typer.Option("--exact/--no-exact", help="Drop what repeats an earlier text.")] = True,
+    near: Annotated[
+        str, typer.Option(metavar="SHARE|off", help="Drop what has this share of its 5-grams in common with an earlier text.")
+    ] = "0.8",
+    language: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]CODE", help="Drop what is in no such language, as eu; of one source alone, NAME=eu."),
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="The probability from which a text is in a language.")] = 0.5,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=GLOB", help="Evaluation JSONL; drop what has 13 words in a row of an item."),
+    ] = None,
+    on_error: Annotated[OnError, typer.Option(help="At a line that is no record: stop, or drop it and say so.")] = "stop",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same for any number.")] = 1,
+) -> None:
+    """Drop duplicates, near duplicates, other languages and evaluation items from sources; what stays is as it was."""
+    from latxa_megatron.data.cleaning.clean import DROPPED, clean
+    from latxa_megatron.data.cleaning.rules import Rules
+    from latxa_megatron.data.sources import find
+
+    sources = [find(name, patterns, field=field) for name, patterns in _named("--source", source).items()]
+    try:
+        share = None if near == "off" else float(near)
+    except ValueError:
+        raise LatxaError(f"--near {near}: is a share such as 0.8, or off") from None
+    languages: dict[str, tuple[str, ...]] = {}
+    for text in language or []:
+        name, equals, code = text.rpartition("=")
+        if equals and name not in {each.name for each in sources}:
+            raise LatxaError(f"--language {text}: there is no source '{name}'")
+        for each in [name] if equals else [each.name for each in sources]:
+            languages[each] = (*languages.get(each, ()), code)
+    sets = tuple(find(name, patterns) for name, patterns in _named("--against", against or []).items())
+    rules = Rules(exact, share, languages, min_score, sets, on_error == "skip")
+    with bytes_bar("cleaning") as progress:
+        found = clean(out, sources, rules, workers=workers, progress=progress)
+    _print_cleaned(found)
+    console.print(f"{out / DROPPED} says which records were dropped and why", soft_wrap=True, highlight=False)
+    for name in found.sources:
+        console.print(f"next: latxa data build --source '{name}={out / name}-*.jsonl.zst' ...", soft_wrap=True, highlight=False)
 
 
 @data.command("pack")
@@ -196,6 +248,38 @@ def data_merge(
     store = merge(out, stores)
     _print_sources(store.totals())
     console.print(f"store: {out}", soft_wrap=True)
+
+
+def _named(option: str, texts: list[str]) -> dict[str, list[str]]:
+    """The patterns of NAME=PATTERN, by name."""
+    named: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, pattern = text.partition("=")
+        if not (name and equals and pattern):
+            raise LatxaError(f"{option} {text}: has the form NAME=GLOB")
+        named.setdefault(name, []).append(pattern)
+    return named
+
+
+def _print_cleaned(report: "Report") -> None:
+    """Records read, kept and dropped by each rule that dropped some; then what was found of each evaluation set."""
+    rules = [rule for rule in next(iter(report.sources.values())).dropped if _dropped(report, rule)]
+    table = Table("source", *(Column(t, justify="right") for t in ("read", "kept", *rules, "of the bytes kept")), box=None)
+    for name, found in report.sources.items():
+        share = found.kept.bytes / found.read.bytes if found.read.bytes else 0.0
+        counts = (found.read.records, found.kept.records, *(found.dropped[rule].records for rule in rules))
+        table.add_row(name, *(f"{count:,}" for count in counts), f"{share:.1%}")
+    console.print(table)
+    for name, items in report.against.items():
+        console.print(
+            f"{name}: {items.found:,} of {items.items:,} items found; {items.short:,} have no string of 8 words and can only be "
+            "found with what follows in the item",
+            soft_wrap=True,
+        )
+
+
+def _dropped(report: "Report", rule: str) -> int:
+    return sum(found.dropped[rule].records for found in report.sources.values())
 
 
 def _mix(text: str) -> Any:
