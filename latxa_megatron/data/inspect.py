@@ -132,8 +132,8 @@ def _store_sample(store: TokenStore, number: int) -> list[_Token]:
 def _plan_sample(path: Path, number: int) -> list[_Token]:
     """The labels of a sample: what the model is asked to predict; each document's first token is never asked."""
     dataset = PackedDataset(path)
-    batch, row = dataset.batch([number]), dataset.plan.row(number)
-    documents = int(dataset.plan.row_offsets[row + 1] - dataset.plan.row_offsets[row])  # padding is none of them
+    batch = dataset.batch([number])
+    documents = len(dataset.document_positions(number, number + 1))  # padding is none of them
     borders = batch.cu_seqlens.tolist()[: documents + 1]
     tokens = []
     for document, (start, end) in enumerate(pairwise(borders)):
