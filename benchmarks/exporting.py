@@ -3,9 +3,8 @@
     python benchmarks/exporting.py [--documents 100000] [--runs 3] [--directory DIR]
 
 The store is that of benchmarks/reading.py. Each export is fsynced; a line has the median of so many runs, in positions for each
-second and each second of CPU. The peer puts a sample together from lists of its documents and hands lists to pyarrow, in row groups
-of 500; it writes 200 samples. The last column is the median time of a random row from the Parquet files, a row group being read
-for each: the reason for the groups' size.
+second and each second of CPU. The peer makes lists of 200 samples and hands them to pyarrow, in row groups of 500. The last
+column is the median time of a random row from the Parquet files, a row group being read for each: the reason for their size.
 """
 
 import argparse

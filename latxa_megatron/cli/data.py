@@ -192,8 +192,9 @@ def data_export(
         found = export(out, plan, layout=format, workers=workers, progress=progress)
     files = found.manifest["files"]
     size = sum(file.stat().st_size for file in out.iterdir())
+    filled = sum(file["positions"] for file in files) / (len(found) * found.seq_length)
     console.print(
-        f"export: {out}: {len(found):,} samples of {found.seq_length:,} positions, {sum(f['positions'] for f in files):,} tokens "
+        f"export: {out}: {len(found):,} samples of {found.seq_length:,} positions, {filled:.2%} filled, "
         f"in {len(files):,} file{'s' * (len(files) != 1)} of {format}, {size:,} bytes",
         soft_wrap=True,
     )

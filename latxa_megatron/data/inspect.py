@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from latxa_megatron.data import exported
 from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.data.plan import MANIFEST, PackPlan
 from latxa_megatron.data.store import TokenStore, Totals
@@ -63,7 +64,10 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise LatxaError(f"{path}: is neither a token store nor a pack plan (it has no {MANIFEST})")
-    plan = PackPlan(path) if read_json(manifest).get("format") == "latxa-pack-plan" else None
+    kind = read_json(manifest).get("format")
+    if kind == exported.FORMAT:
+        raise LatxaError(f"{path}: is an export; inspect the plan that it was made from, or check it with `latxa data verify`")
+    plan = PackPlan(path) if kind == "latxa-pack-plan" else None
     stores = plan.stores if plan else [TokenStore(path)]
     sources = _sources(stores)
     facts = _plan_facts(plan) if plan else None

@@ -21,6 +21,7 @@ from latxa_megatron.data import export as exporting
 from latxa_megatron.data.dataset import PackedDataset, open_samples
 from latxa_megatron.data.export import export
 from latxa_megatron.data.exported import MANIFEST, Export
+from latxa_megatron.data.inspect import inspect
 from latxa_megatron.data.mixture import Mix
 from latxa_megatron.data.packing import pack
 from latxa_megatron.data.verify import verify
@@ -296,6 +297,8 @@ def test_what_is_no_export_is_refused(made, tmp_path):
             dataset.batch([sample])
     with pytest.raises(LatxaError, match="is not an export"):
         Export(tmp_path)
+    with pytest.raises(LatxaError, match="is an export; inspect the plan"):
+        inspect(made)
     with pytest.raises(LatxaError, match="is not a pack plan"):
         open_samples(tmp_path)
     manifest = json.loads((made / MANIFEST).read_text())
