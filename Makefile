@@ -40,15 +40,18 @@ format: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/exporting.py
 
 # Damaged stores and plans, read under AddressSanitizer and UndefinedBehaviorSanitizer; needs a compiler and no Python.
 fuzz: build/fuzz_reader
 	$< $(FUZZ_RUNS) $(FUZZ_SEED)
 
-build/fuzz_reader: $(filter-out csrc/bindings.cpp,$(CXX_FILES))
+build/fuzz_reader: $(filter-out csrc/bindings%,$(CXX_FILES))
 	@mkdir -p build
 	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -Wpedantic -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
-	  -Icsrc tests/fuzz/reader.cpp tests/fuzz/samples.cpp csrc/store_reader.cpp csrc/gather.cpp -o $@
+	  -Icsrc tests/fuzz/reader.cpp tests/fuzz/samples.cpp csrc/store_reader.cpp csrc/gather.cpp csrc/records.cpp \
+	  csrc/record_file.cpp -o $@
 
 $(VENV)/torch:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'

@@ -1,27 +1,22 @@
 // The Python face of the core: latxa_megatron._core. Arrays in and out are NumPy's; nothing else of Python enters
 // csrc/.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <memory>
 #include <utility>
 
-#include "gather.h"
 #include "packing.h"
 #include "permutation.h"
 #include "slices.h"
 #include "store_reader.h"
 #include "store_writer.h"
 
-namespace py = pybind11;
 using namespace latxa;
 
 namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 TokenType token_type(int code) {
     if (code != 4 && code != 8) throw py::value_error("the token type is 8 (uint16) or 4 (int32)");
@@ -81,15 +76,6 @@ py::array_t<std::int32_t> document_spans(const Shard& shard, std::uint64_t docum
         out.mutable_data()[2 * i + 1] = shard.span(document, i).end;
     }
     return out;
-}
-
-// The vector's own memory as an array of T, or of its bytes.
-template <typename T, typename Item = T>
-py::array_t<Item> to_array(std::vector<T>&& values) {
-    auto* kept = new std::vector<T>(std::move(values));
-    const py::capsule owner(kept, [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
-    return py::array_t<Item>(static_cast<py::ssize_t>(kept->size() * sizeof(T) / sizeof(Item)),
-                             reinterpret_cast<const Item*>(kept->data()), owner);
 }
 
 py::tuple pack(const Array<std::uint32_t>& sizes, std::uint32_t capacity) {
@@ -163,46 +149,6 @@ py::array_t<std::int64_t> images(const Permutation& permutation, std::uint64_t f
     return out;
 }
 
-// A plan's two arrays, memory mapped by the caller, and the shards that they name.
-class Gatherer {
-  public:
-    Gatherer(Stores stores, Array<std::int64_t> offsets, Array<std::uint8_t> slices)
-        : stores_(std::move(stores)), offsets_(std::move(offsets)), slices_(std::move(slices)) {
-        if (static_cast<std::size_t>(slices_.size()) % sizeof(Slice) != 0 || offsets_.size() < 1)
-            throw StoreError("the plan's files are cut short");
-    }
-
-    py::dict batch(const std::vector<std::int64_t>& rows, std::size_t positions, std::int64_t pad) const {
-        const auto b = static_cast<py::ssize_t>(rows.size()), s = static_cast<py::ssize_t>(positions);
-        py::array_t<std::int64_t> tokens({b, s}), labels({b, s}), position_ids({b, s});
-        py::array_t<float> loss_mask({b, s});
-        std::vector<std::int32_t> ends{0};
-        const PlanView plan{offsets_.data(), static_cast<std::size_t>(offsets_.size()) - 1,
-                            reinterpret_cast<const Slice*>(slices_.data()),
-                            static_cast<std::size_t>(slices_.size()) / sizeof(Slice)};
-        for (std::size_t r = 0; r < rows.size(); ++r) {
-            if (rows[r] < 0 || static_cast<std::size_t>(rows[r]) >= plan.rows)
-                throw py::index_error("the plan has no such row");
-            const std::size_t at = r * positions;
-            const SampleView out{tokens.mutable_data() + at, labels.mutable_data() + at, loss_mask.mutable_data() + at,
-                                 position_ids.mutable_data() + at, positions};
-            gather_row(stores_, plan, static_cast<std::size_t>(rows[r]), pad, out, static_cast<std::int32_t>(at), ends);
-        }
-        py::dict result;
-        result["tokens"] = std::move(tokens);
-        result["labels"] = std::move(labels);
-        result["loss_mask"] = std::move(loss_mask);
-        result["position_ids"] = std::move(position_ids);
-        result["cu_seqlens"] = to_array(std::move(ends));
-        return result;
-    }
-
-  private:
-    Stores stores_;
-    Array<std::int64_t> offsets_;
-    Array<std::uint8_t> slices_;
-};
-
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -260,10 +206,5 @@ PYBIND11_MODULE(_core, m) {
         .def("images", &images, py::arg("first"), py::arg("last"),
              "Those of first ... last - 1, int64 [last - first].");
 
-    py::class_<Gatherer>(m, "Gatherer")
-        .def(py::init<Stores, Array<std::int64_t>, Array<std::uint8_t>>(), py::arg("stores"), py::arg("row_offsets"),
-             py::arg("slices"))
-        .def("batch", &Gatherer::batch, py::arg("rows"), py::arg("positions"), py::arg("pad"),
-             "tokens, labels, position_ids int64 [b, s]; loss_mask float32 [b, s]; cu_seqlens int32 over the b*s "
-             "positions.");
+    bind_batches(m);
 }

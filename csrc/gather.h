@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "slices.h"
@@ -12,17 +13,31 @@
 namespace latxa {
 
 // One sample of `positions` positions, written into the caller's arrays. Documents stand one after the other, each with
-// positions from 0; what is left at the end is padding: token `pad`, label `pad`, mask 0, a document of its own.
+// positions from 0; what is left at the end is padding: token `pad`, label `pad`, mask 0, source 0, a document of its
+// own.
 struct SampleView {
     std::int64_t* tokens;
     std::int64_t* labels;
     float* loss_mask;
     std::int64_t* position_ids;
+    std::int64_t* sources;
     std::size_t positions;
+
+    // Fills positions from `at` to the end.
+    void pad(std::size_t at, std::int64_t token) const;
+};
+
+// A shard, and the number of the source that its documents are of.
+struct SourceShard {
+    std::shared_ptr<Shard> shard;
+    std::uint32_t source;
 };
 
 // stores[s][h] is shard h of store s.
-using Stores = std::vector<std::vector<std::shared_ptr<Shard>>>;
+using Stores = std::vector<std::vector<SourceShard>>;
+
+// The shard that a slice names. Throws StoreError where there is none, or it has no such tokens.
+const SourceShard& shard_of(const Stores& stores, const Slice& slice);
 
 // Fills one sample and appends the exclusive end of each of its documents, plus `base`, to document_ends.
 // Throws StoreError for a slice that names tokens no store has, or for more slices than fit.
@@ -36,6 +51,9 @@ struct PlanView {
     const Slice* slices;
     std::size_t slice_count;
 };
+
+// The slices of a row, one of plan.rows, as [first, last). Throws StoreError for offsets outside the slices.
+std::pair<const Slice*, const Slice*> slices_of(const PlanView& plan, std::size_t row);
 
 // Fills the sample that a row, one of plan.rows, is. Throws as gather_sample does, and for offsets outside the slices.
 void gather_row(const Stores& stores, const PlanView& plan, std::size_t row, std::int64_t pad, const SampleView& out,

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -16,6 +17,21 @@ struct StoreError : std::runtime_error {
 enum class TokenType : std::uint8_t { kInt32 = 4, kUint16 = 8 };
 
 inline std::size_t token_bytes(TokenType type) { return type == TokenType::kUint16 ? 2 : 4; }
+
+// n tokens of a file, from an address that need not be aligned, to values of T, which has room for the type's.
+template <typename T>
+void widen_tokens(TokenType type, const unsigned char* from, std::size_t n, T* out) {
+    const auto widen = [&](auto token) {
+        for (std::size_t i = 0; i < n; ++i) {
+            std::memcpy(&token, from + i * sizeof token, sizeof token);
+            out[i] = static_cast<T>(token);
+        }
+    };
+    if (type == TokenType::kUint16)
+        widen(std::uint16_t{});
+    else
+        widen(std::int32_t{});
+}
 
 inline constexpr char kIndexMagic[9] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', '\0', '\0'};
 inline constexpr char kMaskMagic[8] = {'L', 'A', 'T', 'X', 'M', 'S', 'K', '\0'};

@@ -77,16 +77,4 @@ std::uint64_t Shard::trained_tokens() const {
     return trained;
 }
 
-void Shard::copy_tokens(std::uint64_t document, std::size_t start, std::size_t n, std::int64_t* out) const {
-    const unsigned char* from = bin_->data() + pointer(document) + start * token_bytes(type_);
-    if (type_ == TokenType::kUint16) {
-        // .bin pointers are multiples of the token's size from a page boundary, so these loads are aligned.
-        const auto* tokens = reinterpret_cast<const std::uint16_t*>(from);
-        for (std::size_t i = 0; i < n; ++i) out[i] = tokens[i];
-    } else {
-        const auto* tokens = reinterpret_cast<const std::int32_t*>(from);
-        for (std::size_t i = 0; i < n; ++i) out[i] = tokens[i];
-    }
-}
-
 }  // namespace latxa

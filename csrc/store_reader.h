@@ -26,8 +26,13 @@ class Shard {
     std::int32_t length(std::uint64_t document) const {
         return index_->read<std::int32_t>(kIndexHeader + 4 * document);
     }
-    // Copies tokens [start, start + n) of a document, widened to int64. The slice lies inside the document.
-    void copy_tokens(std::uint64_t document, std::size_t start, std::size_t n, std::int64_t* out) const;
+    // Copies tokens [start, start + n) of a document. The slice lies inside the document; T is int64, int32 or, of a
+    // shard of uint16, uint16.
+    template <typename T>
+    void copy_tokens(std::uint64_t document, std::size_t start, std::size_t n, T* out) const {
+        const unsigned char* from = bin_->data() + pointer(document) + start * token_bytes(type_);
+        widen_tokens(type_, from, n, out);
+    }
 
     std::size_t span_count(std::uint64_t document) const {
         return static_cast<std::size_t>(span_offset(document + 1) - span_offset(document));

@@ -18,6 +18,7 @@ data = typer.Typer(help="Build, merge, pack, check and look at training data.", 
 
 OnError: TypeAlias = Literal["stop", "skip"]
 SpecialTokens: TypeAlias = Literal["text", "encode", "error"]
+ExportFormat: TypeAlias = Literal["records", "parquet"]
 
 
 @data.command("build")
@@ -220,7 +221,7 @@ def data_inspect(
 
 @data.command("verify")
 def data_verify(
-    path: Annotated[Path, typer.Argument(metavar="STORE_OR_PLAN")],
+    path: Annotated[Path, typer.Argument(metavar="STORE_OR_PLAN_OR_EXPORT")],
     stores: Annotated[bool, typer.Option("--stores", help="Check a plan's stores too, all of their files.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read shards.")] = 2,
 ) -> None:
@@ -235,6 +236,31 @@ def data_verify(
     console.print(f"{path}: {report.files:,} files, {report.bytes:,} bytes: {faults}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(1)
+
+
+@data.command("export")
+def data_export(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="Pack plan whose samples are written.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    format: Annotated[
+        ExportFormat,
+        typer.Option(help="Packed records, which data.plan of a run file may name, or Megatron-Bridge's packed Parquet."),
+    ] = "records",
+    workers: Annotated[int, typer.Option(min=1, help="Threads that write files; these are the same for any number.")] = 2,
+) -> None:
+    """Write a plan's samples in training order into a few large files, for file systems that dislike small random reads."""
+    from latxa_megatron.data.export import export
+
+    with bytes_bar("exporting") as progress:
+        found = export(out, plan, layout=format, workers=workers, progress=progress)
+    files = found.manifest["files"]
+    size = sum(file.stat().st_size for file in out.iterdir())
+    filled = sum(file["positions"] for file in files) / (len(found) * found.seq_length)
+    console.print(
+        f"export: {out}: {len(found):,} samples of {found.seq_length:,} positions, {filled:.2%} filled, "
+        f"in {len(files):,} file{'s' * (len(files) != 1)} of {format}, {size:,} bytes",
+        soft_wrap=True,
+    )
 
 
 @data.command("merge")

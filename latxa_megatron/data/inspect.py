@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latxa_megatron.data import reading, samples
+from latxa_megatron.data import exported, reading, samples
 from latxa_megatron.data.documents import Part, Place, by_source, longest
 from latxa_megatron.data.lengths import Lengths, count
 from latxa_megatron.data.plan import MANIFEST, PackPlan
@@ -80,7 +80,10 @@ def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise LatxaError(f"{path}: is neither a token store nor a pack plan (it has no {MANIFEST})")
-    plan = PackPlan(path) if read_json(manifest).get("format") == "latxa-pack-plan" else None
+    kind = read_json(manifest).get("format")
+    if kind == exported.FORMAT:
+        raise LatxaError(f"{path}: is an export; inspect the plan that it was made from, or check it with `latxa data verify`")
+    plan = PackPlan(path) if kind == "latxa-pack-plan" else None
     stores = plan.stores if plan else [TokenStore(path)]
     tokenizer = _tokenizer(path, stores[0], tokenizer_directory) if tokenizer_directory else None
     sources = _sources(stores)

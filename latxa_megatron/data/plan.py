@@ -4,9 +4,10 @@ A plan is a list of passes over the stores. A pass sees each of its documents on
 bijection. `packing.py` writes plans.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class PackPlan:
                 if store.fingerprint != packed["fingerprint"]:
                     raise LatxaError(f"{store.directory}: is not the store that {directory} was packed from; pack again")
         self._orders = [_core.Permutation(p["rows"], p["key"]) for p in self.manifest["passes"]]
-        self._ends = np.cumsum([p["rows"] for p in self.manifest["passes"]])
+        self._ends = list(accumulate(p["rows"] for p in self.manifest["passes"]))
 
     @property
     def fingerprint(self) -> str:
@@ -74,12 +75,17 @@ class PackPlan:
 
     def __len__(self) -> int:
         """Samples of all passes."""
-        return int(self._ends[-1])
+        return self._ends[-1]
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest token id + 1 of its stores' tokenizer."""
+        return max(int(store.manifest["tokenizer"]["vocab_size"]) for store in self.stores)
 
     def row(self, sample: int) -> int:
         """The row of the plan's arrays that sample N is."""
-        number = int(np.searchsorted(self._ends, sample, side="right"))
-        before = int(self._ends[number - 1]) if number else 0
+        number = bisect_right(self._ends, sample)
+        before = self._ends[number - 1] if number else 0
         return int(self.manifest["passes"][number]["first_row"]) + int(self._orders[number][sample - before])
 
     def slices_of(self, sample: int) -> npt.NDArray[np.void]:
@@ -93,7 +99,7 @@ class PackPlan:
             raise IndexError(f"samples {first} to {last} of a plan with {len(self)}")
         parts = [np.empty(0, np.int64)]
         begin = 0
-        for p, order, end in zip(self.manifest["passes"], self._orders, self._ends.tolist(), strict=True):
+        for p, order, end in zip(self.manifest["passes"], self._orders, self._ends, strict=True):
             if begin < last and first < end:
                 parts.append(p["first_row"] + order.images(max(first, begin) - begin, min(last, end) - begin))
             begin = end

@@ -1,4 +1,4 @@
-"""`latxa data verify`: every file of a store or plan against its manifest, and the files against each other.
+"""`latxa data verify`: every file of a store, plan or export against its manifest, and the files against each other.
 
 Each file is hashed as it streams by, in blocks, and a shard's token ids are compared with the vocabulary on the way. The reader
 that training uses checks sizes, offsets and spans. Shards are read in threads, since hashing lets go of the interpreter; a thread
@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from latxa_megatron import _core
+from latxa_megatron.data import exported
 from latxa_megatron.data import plan as plans
 from latxa_megatron.data import store as stores
+from latxa_megatron.data.exported import Export
 from latxa_megatron.data.plan import PackPlan
 from latxa_megatron.data.store import MANIFEST, SKIPPED, ShardInfo, TokenStore
+from latxa_megatron.data.verify_export import file_list_faults, side_files, unreadable
 from latxa_megatron.data.verify_plan import pass_faults, row_faults
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import as_json, read_json
@@ -57,26 +60,28 @@ class Report:
 
 
 def verify(path: Path, *, with_stores: bool = False, workers: int = 1, progress: Progress = lambda done, total: None) -> Report:
-    """Check the store or plan at `path`; with_stores also checks all of the stores that a plan was packed from.
+    """Check the store, plan or export at `path`; with_stores also checks all of the stores that a plan was packed from.
 
-    Reads every byte once, and the indexes and masks a second time. Raises LatxaError for a path that is neither.
+    Reads every byte once, and the indexes and masks a second time. Raises LatxaError for a path that is none of them.
     """
     file = path / MANIFEST
     if not file.is_file():
-        raise LatxaError(f"{path}: is neither a token store nor a pack plan (it has no {MANIFEST})")
+        raise LatxaError(f"{path}: is neither a token store nor a pack plan nor an export (it has no {MANIFEST})")
     try:
         manifest = read_json(file)
     except LatxaError as error:
         return Report(1, file.stat().st_size, [_fault(file, error)])
     kind = manifest.get("format") if isinstance(manifest, dict) else None
-    if kind not in (stores.FORMAT, plans.FORMAT):
-        raise LatxaError(f"{path}: is neither a token store nor a pack plan (its {MANIFEST} says format {kind!r})")
+    if kind not in (stores.FORMAT, plans.FORMAT, exported.FORMAT):
+        raise LatxaError(f"{path}: is neither a token store nor a pack plan nor an export (its {MANIFEST} says format {kind!r})")
     report = Report(1, file.stat().st_size)
     if file.read_bytes() != as_json(manifest).encode():
         report.faults.append(Fault(file, "has other bytes than were written"))
     try:
         if kind == stores.FORMAT:
             report.add(_verify_store(path, workers, progress))
+        elif kind == exported.FORMAT:
+            report.add(_verify_export(path, workers, progress))
         else:
             report.add(_verify_plan(path, manifest, with_stores, workers, progress))
     except LatxaError as error:
@@ -234,4 +239,31 @@ def _verify_plan(path: Path, manifest: dict[str, Any], with_stores: bool, worker
     if with_stores:
         for store in packed:
             report.add(verify(store.directory, workers=workers, progress=progress))
+    return report
+
+
+def _verify_export(path: Path, workers: int, progress: Progress) -> Report:
+    export = Export(path)
+    suffixes = exported.SUFFIXES[export.layout]
+    report = Report(faults=[Fault(path / MANIFEST, what) for what in file_list_faults(export)])
+    names = [f"{entry['name']}.{suffix}" for entry in export.manifest["files"] for suffix in suffixes]
+    beside = side_files(export)
+    report.faults += _extra(path, {*names, *beside})
+    for name, content in beside.items():
+        report.add(_verify_hash(path / name, hashlib.sha256(content).hexdigest()))
+    total = sum((path / name).stat().st_size for name in names if (path / name).is_file())
+
+    def check(entry: dict[str, Any]) -> Report:
+        files = {suffix: path / f"{entry['name']}.{suffix}" for suffix in suffixes}
+        found = Report()
+        for suffix, file in files.items():
+            found.add(_verify_hash(file, entry["sha256"].get(suffix)))
+        if export.layout == "records" and all(file.is_file() for file in files.values()):
+            found.faults += [Fault(path / name, what) for name, what in unreadable(export, entry)]
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        for found in pool.map(check, export.manifest["files"]):
+            report.add(found)
+            progress(report.bytes, total)
     return report

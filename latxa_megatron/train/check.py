@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 
 from latxa_megatron.config import RunConfig
+from latxa_megatron.data.dataset import open_samples
+from latxa_megatron.data.exported import Export
 from latxa_megatron.data.plan import PackPlan
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.model.layout import Layout, Precision, check_layout
@@ -86,13 +88,12 @@ def _check_data(run: RunConfig, shape: LlamaShape) -> None:
         )
 
 
-def _check_plan(key: str, path: Path, run: RunConfig, shape: LlamaShape) -> PackPlan:
-    plan = PackPlan(path)
+def _check_plan(key: str, path: Path, run: RunConfig, shape: LlamaShape) -> PackPlan | Export:
+    plan = open_samples(path)
     if plan.seq_length != run.data.seq_length:
         raise LatxaError(
             f"data.seq_length: is {run.data.seq_length}, but {path} ({key}) was packed for {plan.seq_length}; pack again"
         )
-    vocab = max(store.manifest["tokenizer"]["vocab_size"] for store in plan.stores)
-    if vocab > shape.vocab:
-        raise LatxaError(f"{key}: its tokens go up to {vocab - 1}, but the model's vocabulary has {shape.vocab}")
+    if plan.vocab_size > shape.vocab:
+        raise LatxaError(f"{key}: its tokens go up to {plan.vocab_size - 1}, but the model's vocabulary has {shape.vocab}")
     return plan

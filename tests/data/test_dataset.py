@@ -20,18 +20,19 @@ from tests.data.writers import write_shard, write_store
 
 
 def slow_gather(rows, positions: int, pad: int) -> dict[str, list]:
-    """rows[r] is a list of (document's ids, its trained spans, start, length)."""
-    out: dict[str, list] = {name: [] for name in ("tokens", "labels", "loss_mask", "position_ids")}
+    """rows[r] is a list of (document's ids, its trained spans, start, length, number of its source)."""
+    out: dict[str, list] = {name: [] for name in ("tokens", "labels", "loss_mask", "position_ids", "sources")}
     ends = [0]
     for row in rows:
-        tokens, labels, mask, places = [], [], [], []
-        for ids, spans, start, length in row:
+        tokens, labels, mask, places, sources = [], [], [], [], []
+        for ids, spans, start, length, source in row:
             trained = {t for a, b in spans for t in range(a, b)}
             for t in range(start, start + length - 1):
                 tokens.append(ids[t])
                 labels.append(ids[t + 1])
                 mask.append(1.0 if t + 1 in trained else 0.0)
                 places.append(t - start)
+                sources.append(source)
             ends.append(ends[-1] + length - 1)
         left = positions - len(tokens)
         if left:
@@ -40,6 +41,7 @@ def slow_gather(rows, positions: int, pad: int) -> dict[str, list]:
         out["labels"].append(labels + [pad] * left)
         out["loss_mask"].append(mask + [0.0] * left)
         out["position_ids"].append(places + list(range(left)))
+        out["sources"].append(sources + [0] * left)
     return {**out, "cu_seqlens": ends}
 
 
@@ -55,28 +57,26 @@ def test_batches_of_a_plan_are_those_of_the_slow_gather(data, seq_length, masked
         offsets = np.fromfile(plan.directory / "rows.bin", "<i8")
         slices = np.fromfile(plan.directory / "slices.bin", SLICE)
         samples = data.draw(st.lists(st.integers(0, len(dataset) - 1), min_size=1, max_size=4))
-        rows, sources = [], []
+        assert dataset.sources == ["eu", "en"]
+        rows = []
         for row in map(plan.row, samples):
             rows.append([])
-            sources.append([])
             for s in slices[offsets[row] : offsets[row + 1]]:
                 ids, spans = shards[s["shard"]][1][s["document"]]
-                rows[-1].append((ids, spans if masked else [(0, len(ids))], int(s["start"]), int(s["length"])))
-                sources[-1] += [["eu", "en", "eu"][s["shard"]]] * (int(s["length"]) - 1)
+                source = [0, 1, 0][s["shard"]]
+                rows[-1].append((ids, spans if masked else [(0, len(ids))], int(s["start"]), int(s["length"]), source))
         batch = dataset.batch(samples)
         found = {name: getattr(batch, name).tolist() for name in batch.__dataclass_fields__ if name != "samples"}
-        for numbers, names in zip(found.pop("sources"), sources, strict=True):
-            assert [dataset.sources[n] for n in numbers[: len(names)]] == names
-            assert numbers[len(names) :] == [0] * (seq_length - len(names))
         assert found == slow_gather(rows, seq_length, 0)
         assert found["cu_seqlens"][-1] == len(samples) * seq_length
 
 
 def gatherer(shards, rows) -> _core.Gatherer:
-    """rows are lists of slices (store, shard, document, start, length)."""
+    """rows are lists of slices (store, shard, document, start, length). Shard h of store s has source 10 s + h."""
+    numbered = [[(shard, 10 * s + h) for h, shard in enumerate(store)] for s, store in enumerate(shards)]
     offsets = np.cumsum([0, *(len(row) for row in rows)])
     slices = np.array([s for row in rows for s in row], SLICE)
-    return _core.Gatherer(shards, offsets, slices.view("u1"))
+    return _core.Gatherer(numbered, offsets, slices.view("u1"))
 
 
 @settings(max_examples=60)
@@ -106,7 +106,7 @@ def test_any_rows_of_any_slices(data, positions, pad):
                     break
                 room -= length - 1
                 rows[-1].append((s, h, d, start, length))
-                expected[-1].append((ids, spans if s == 0 else [(0, len(ids))], start, length))
+                expected[-1].append((ids, spans if s == 0 else [(0, len(ids))], start, length, 10 * s + h))
         found = gatherer(stores, rows).batch(list(range(len(rows))), positions, pad)
         assert {name: array.tolist() for name, array in found.items()} == slow_gather(expected, positions, pad)
         assert {name: str(array.dtype) for name, array in found.items()} == {
@@ -115,6 +115,7 @@ def test_any_rows_of_any_slices(data, positions, pad):
             "loss_mask": "float32",
             "position_ids": "int64",
             "cu_seqlens": "int32",
+            "sources": "int64",
         }
 
 
@@ -149,17 +150,17 @@ def test_a_slice_that_names_no_tokens_is_refused(row, message, shard):
 def test_row_offsets_outside_the_slices_are_refused(offsets, shard):
     slices = np.array([(0, 0, 0, 0, 3), (0, 0, 1, 0, 2)], SLICE).view("u1")
     with pytest.raises(_core.StoreError, match="row offsets are damaged"):
-        _core.Gatherer([[shard]], np.array(offsets), slices).batch([0], 4, 0)
+        _core.Gatherer([[(shard, 0)]], np.array(offsets), slices).batch([0], 4, 0)
 
 
 def test_plans_cut_short_are_refused(shard):
     slices = np.array([(0, 0, 0, 0, 3)], SLICE).view("u1")
     for offsets, damaged_slices in (([], slices), ([0, 1], slices[:-1])):
         with pytest.raises(_core.StoreError, match="cut short"):
-            _core.Gatherer([[shard]], np.array(offsets, np.int64), damaged_slices)
+            _core.Gatherer([[(shard, 0)]], np.array(offsets, np.int64), damaged_slices)
     for row in (1, -1, 2**40):
         with pytest.raises(IndexError):
-            _core.Gatherer([[shard]], np.array([0, 1]), slices).batch([row], 4, 0)
+            _core.Gatherer([[(shard, 0)]], np.array([0, 1]), slices).batch([row], 4, 0)
 
 
 @pytest.fixture

@@ -74,13 +74,13 @@ def write_shard(prefix: Path, documents: list[Document], *, token_type: int = 4,
     return writer
 
 
-def write_store(directory: Path, shards: list[tuple[str, list[Document]]], *, masked: bool = True) -> Path:
-    """A store of int32 shards, each with the name of its source and its documents."""
+def write_store(directory: Path, shards: list[tuple[str, list[Document]]], *, masked: bool = True, token_type: int = 4) -> Path:
+    """A store of shards, int32 where token_type is not 8, each with the name of its source and its documents."""
     directory.mkdir(parents=True)
     infos = []
     for i, (source, documents) in enumerate(shards):
         name = f"{i:05d}"
-        writer = write_shard(directory / name, documents, masked=masked)
+        writer = write_shard(directory / name, documents, token_type=token_type, masked=masked)
         infos.append(
             {
                 "name": name,

@@ -1,4 +1,5 @@
-// Opens damaged shards and plans and reads all that can be read, under AddressSanitizer and UBSan: `make fuzz`.
+// Opens damaged shards, plans and exports and reads all that can be read, under AddressSanitizer and UBSan: `make
+// fuzz`.
 //
 // The files are heap blocks of exactly their size, so that one byte past an end is seen, which it is not in a map's
 // last page; one run in 256 goes through files and maps. Each run ends with a StoreError or with data that its format
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "gather.h"
+#include "record_file.h"
 #include "samples.h"
 
 extern "C" const char* __asan_default_options() {
@@ -101,35 +103,64 @@ void read_documents(Arena& arena, const Shard& shard) {
     require(shard.trained_tokens() == trained, "the number of trained tokens");
 }
 
+// The arrays of one sample in the arena, and what must hold of them.
+struct Arrays {
+    Arrays(Arena& arena, std::size_t positions)
+        : view{arena.take<std::int64_t>(positions), arena.take<std::int64_t>(positions), arena.take<float>(positions),
+               arena.take<std::int64_t>(positions), arena.take<std::int64_t>(positions), positions} {}
+
+    void check(const std::vector<std::int32_t>& ends, std::int64_t sources) const {
+        require(ends.back() == static_cast<std::int32_t>(view.positions), "the last border of a sample");
+        for (std::size_t k = 1; k < ends.size(); ++k) {
+            require(ends[k] > ends[k - 1], "the borders of a sample");
+            for (std::int32_t i = ends[k - 1]; i < ends[k]; ++i) {
+                require(view.position_ids[i] == i - ends[k - 1], "a position");
+                require(view.loss_mask[i] == 0.0F || view.loss_mask[i] == 1.0F, "a mask");
+                require(i + 1 == ends[k] || view.tokens[i + 1] == view.labels[i], "a label");
+                require(view.sources[i] >= 0 && view.sources[i] < sources, "a source");
+            }
+        }
+    }
+
+    latxa::SampleView view;
+};
+
 // Gathers every row of the plan.
 void gather_rows(Arena& arena, const latxa::Stores& stores, const Block& rows, const Block& slices,
                  std::size_t positions) {
     if (rows.size < 8 || slices.size % sizeof(latxa::Slice) != 0) return;  // the binding refuses these
     const latxa::PlanView plan{reinterpret_cast<const std::int64_t*>(rows.data), rows.size / 8 - 1,
                                reinterpret_cast<const latxa::Slice*>(slices.data), slices.size / sizeof(latxa::Slice)};
-    auto *tokens = arena.take<std::int64_t>(positions), *labels = arena.take<std::int64_t>(positions);
-    auto* place = arena.take<std::int64_t>(positions);
-    auto* mask = arena.take<float>(positions);
+    const Arrays arrays(arena, positions);
     std::vector<std::int32_t> ends;
     for (std::size_t r = 0; r < plan.rows; ++r) {
         ends.assign(1, 0);
-        latxa::gather_row(stores, plan, r, 0, {tokens, labels, mask, place, positions}, 0, ends);
-        require(ends.back() == static_cast<std::int32_t>(positions), "the last border of a sample");
-        for (std::size_t k = 1; k < ends.size(); ++k) {
-            require(ends[k] > ends[k - 1], "the borders of a sample");
-            for (std::int32_t i = ends[k - 1]; i < ends[k]; ++i) {
-                require(place[i] == i - ends[k - 1], "a position");
-                require(mask[i] == 0.0F || mask[i] == 1.0F, "a mask");
-                require(i + 1 == ends[k] || tokens[i + 1] == labels[i], "a label");
-            }
-        }
+        latxa::gather_row(stores, plan, r, 0, arrays.view, 0, ends);
+        arrays.check(ends, 2);
+    }
+}
+
+// Reads every record of the export; each from a block of its own, so that one byte past it is seen.
+void read_export(Arena& arena, const Sample& sample) {
+    const Block records(arena, sample.files[fuzz::kRecords]), index(arena, sample.files[fuzz::kRecordIndex]);
+    const latxa::RecordIndex found(index.file(".index"), records.size);
+    const Arrays arrays(arena, sample.positions);
+    std::vector<std::int32_t> ends;
+    for (std::uint64_t i = 0; i < found.samples(); ++i) {
+        for (std::uint64_t d = found.first_document(i); d < found.first_document(i + 1); ++d) found.length(d);
+        const std::uint64_t size = found.offset(i + 1) - found.offset(i);
+        if (size > latxa::longest_record(sample.positions)) throw latxa::StoreError("too long");
+        const Block record(arena, Bytes(records.data + found.offset(i), records.data + found.offset(i) + size));
+        ends.assign(1, 0);
+        latxa::read_record(record.data, size, found.type(), fuzz::kSources, 0, arrays.view, 0, ends);
+        arrays.check(ends, fuzz::kSources);
     }
 }
 
 void read_all(Arena& arena, const std::shared_ptr<Shard>& shard, const Block& rows, const Block& slices,
               std::size_t positions) {
     read_documents(arena, *shard);
-    gather_rows(arena, {{shard}}, rows, slices, positions);
+    gather_rows(arena, {{{shard, 1}}}, rows, slices, positions);
 }
 
 void read_from_memory(Arena& arena, const Sample& sample) {
@@ -151,6 +182,23 @@ void read_from_files(Arena& arena, const Sample& sample, const std::string& pref
     const auto shard = std::make_shared<Shard>(prefix, sample.with_mask);
     read_all(arena, shard, Block(arena, sample.files[fuzz::kRows]), Block(arena, sample.files[fuzz::kSlices]),
              sample.positions);
+}
+
+void read_export_from_files(Arena& arena, const Sample& sample, const std::string& prefix) {
+    const char* suffixes[] = {".records", ".index"};
+    for (std::size_t i = 0; i < 2; ++i) {
+        const Bytes& bytes = sample.files[fuzz::kRecords + i];
+        std::ofstream(prefix + suffixes[i], std::ios::binary)
+            .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    }
+    const latxa::RecordFile file(prefix, fuzz::kSources);
+    const Arrays arrays(arena, sample.positions);
+    std::vector<std::int32_t> ends;
+    for (std::uint64_t i = 0; i < file.index().samples(); ++i) {
+        ends.assign(1, 0);
+        file.read(i, 0, arrays.view, 0, ends);
+        arrays.check(ends, fuzz::kSources);
+    }
 }
 
 // A refusal without what differs from run to run: the file's name and the numbers.
@@ -180,13 +228,20 @@ int main(int argc, char** argv) {
             start = fuzz::whole(random);
             arena.clear();
             read_from_memory(arena, start);  // what is whole is read: else the driver would test refusals alone
+            arena.clear();
+            read_export(arena, start);
         }
         if (run % 1000 == 0) ::alarm(20);
         sample = start;
         arena.clear();
-        fuzz::damage(sample, random);
+        const bool of_export = run % 4 == 3;
+        fuzz::damage(sample, random, of_export);
         try {
-            if (run % 256 == 0)
+            if (run % 256 == 255)
+                read_export_from_files(arena, sample, prefix);
+            else if (of_export)
+                read_export(arena, sample);
+            else if (run % 256 == 0)
                 read_from_files(arena, sample, prefix);
             else
                 read_from_memory(arena, sample);

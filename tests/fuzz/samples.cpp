@@ -89,6 +89,53 @@ void claim_documents(Sample& sample, Random& random) {
     if (sample.files[kMask].size() >= 24) std::memcpy(sample.files[kMask].data() + 16, &documents, sizeof documents);
 }
 
+using Tokens = std::vector<std::uint16_t>;
+
+// The record of a sample with these documents, trained in places.
+void put_record(Bytes& out, const std::vector<Tokens>& documents, bool narrow, Random& random) {
+    std::int32_t positions = 0;
+    Bytes heads, spans, tokens;
+    for (const Tokens& document : documents) {
+        put(heads, static_cast<std::uint32_t>(document.size()));
+        put(heads, static_cast<std::uint32_t>(below(random, kSources)));
+        positions += static_cast<std::int32_t>(document.size()) - 1;
+        for (const std::uint16_t token : document) narrow ? put(tokens, token) : put(tokens, std::int32_t{token});
+    }
+    for (std::int32_t at = 0; at < positions;) {
+        const auto start = at + static_cast<std::int32_t>(below(random, 6));
+        const auto end = start + 1 + static_cast<std::int32_t>(below(random, 6));
+        if (end > positions) break;
+        put(spans, start);
+        put(spans, end);
+        at = end;
+    }
+    put(out, static_cast<std::uint32_t>(documents.size()));
+    put(out, static_cast<std::uint32_t>(spans.size() / 8));
+    for (const Bytes& part : {heads, spans, tokens}) out.insert(out.end(), part.begin(), part.end());
+    out.resize((out.size() + 7) / 8 * 8);
+}
+
+// .records and .index of samples with these documents.
+void put_export(Sample& sample, const std::vector<std::vector<Tokens>>& rows, bool narrow, Random& random) {
+    Bytes &records = sample.files[kRecords], &index = sample.files[kRecordIndex];
+    std::vector<std::uint64_t> offsets{0}, firsts{0};
+    std::vector<std::uint32_t> lengths;
+    for (const std::vector<Tokens>& documents : rows) {
+        put_record(records, documents, narrow, random);
+        offsets.push_back(records.size());
+        for (const Tokens& document : documents) lengths.push_back(static_cast<std::uint32_t>(document.size()));
+        firsts.push_back(lengths.size());
+    }
+    put_text(index, "LATXREC", 8);
+    put<std::uint64_t>(index, 1);
+    put<std::uint64_t>(index, narrow ? 8 : 4);
+    put<std::uint64_t>(index, rows.size());
+    put<std::uint64_t>(index, lengths.size());
+    for (const std::uint64_t offset : offsets) put(index, offset);
+    for (const std::uint64_t first : firsts) put(index, first);
+    for (const std::uint32_t length : lengths) put(index, length);
+}
+
 }  // namespace
 
 Sample whole(Random& random) {
@@ -99,17 +146,20 @@ Sample whole(Random& random) {
     std::vector<std::int32_t> lengths(documents);
     for (std::int32_t& length : lengths) length = static_cast<std::int32_t>(1 + below(random, 16));
 
-    auto& [bin, index, mask, rows, slices] = sample.files;
+    std::vector<Tokens> texts(documents);
+    Bytes &bin = sample.files[kBin], &index = sample.files[kIndex], &mask = sample.files[kMask],
+          &rows = sample.files[kRows], &slices = sample.files[kSlices];
     put_text(index, "MMIDIDX\0", 9);
     put<std::uint64_t>(index, 1);
     put<std::uint8_t>(index, narrow ? 8 : 4);
     put<std::uint64_t>(index, documents);
     put<std::uint64_t>(index, documents + 1);
     for (const std::int32_t length : lengths) put(index, length);
-    for (const std::int32_t length : lengths) {
+    for (std::size_t i = 0; i < documents; ++i) {
         put(index, static_cast<std::int64_t>(bin.size()));
-        for (std::int32_t t = 0; t < length; ++t) {
+        for (std::int32_t t = 0; t < lengths[i]; ++t) {
             const auto token = static_cast<std::uint16_t>(below(random, 65536));
+            texts[i].push_back(token);
             narrow ? put(bin, token) : put(bin, std::int32_t{token});
         }
     }
@@ -135,6 +185,7 @@ Sample whole(Random& random) {
 
     sample.positions = 15 + below(random, 20);
     std::size_t used = 0;
+    std::vector<std::vector<Tokens>> samples;
     put<std::int64_t>(rows, 0);
     for (std::size_t i = 0; i < documents; ++i) {
         if (lengths[i] < 2) continue;
@@ -143,6 +194,8 @@ Sample whole(Random& random) {
             put(rows, static_cast<std::int64_t>(slices.size() / 16));
             used = 0;
         }
+        if (used == 0) samples.emplace_back();
+        samples.back().push_back(texts[i]);
         used += need;
         put<std::uint32_t>(slices, 0);
         put(slices, static_cast<std::uint32_t>(i));
@@ -150,12 +203,15 @@ Sample whole(Random& random) {
         put(slices, static_cast<std::uint32_t>(lengths[i]));
     }
     if (used > 0) put(rows, static_cast<std::int64_t>(slices.size() / 16));
+    put_export(sample, samples, narrow, random);
     return sample;
 }
 
-void damage(Sample& sample, Random& random) {
-    if (below(random, 16) == 0) claim_documents(sample, random);
-    for (std::uint64_t n = 1 + below(random, 4); n > 0; --n) damage_file(sample.files[below(random, kFiles)], random);
+void damage(Sample& sample, Random& random, bool of_export) {
+    if (!of_export && below(random, 16) == 0) claim_documents(sample, random);
+    const std::size_t first = of_export ? kRecords : kBin, count = (of_export ? kFiles : kRecords) - first;
+    for (std::uint64_t n = 1 + below(random, 4); n > 0; --n)
+        damage_file(sample.files[first + below(random, count)], random);
 }
 
 }  // namespace fuzz
