@@ -9,7 +9,7 @@ from typing import Any
 
 from latxa_megatron.errors import LatxaError
 
-_PIECES, _PIECE = 4, 250
+_PIECES, _PIECE = 4, 500
 """A text longer than all pieces is judged by so many pieces of so many characters, spread evenly over it."""
 
 
