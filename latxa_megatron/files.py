@@ -89,22 +89,28 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def locked(directory: Path, what: str, seconds: float = 0) -> Iterator[None]:
-    """Hold a directory for this process alone; the kernel lets go when the process and those it forked end, however they end.
+class InUse(LatxaError):
+    """Another process holds what this one wanted to lock."""
 
-    Raises LatxaError where another process still holds it after so many seconds.
+
+@contextmanager
+def locked(path: Path, what: str, seconds: float = 0, *, shared: bool = False) -> Iterator[None]:
+    """Hold a directory or file for this process alone, or with all who hold it shared; the kernel lets go when the process and
+    those it forked end, however they end.
+
+    Raises InUse where another process still holds it after so many seconds.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     last = time.monotonic() + seconds
     try:
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= last:
-                    raise LatxaError(f"{directory}: another process is {what}; wait for it or stop it") from None
+                    raise InUse(f"{path}: another process is {what}; wait for it or stop it") from None
                 time.sleep(0.5)
         yield
     finally:

@@ -41,6 +41,13 @@ def data_build(
     ] = "text",
     hold_out: Annotated[float, typer.Option(help="Share of the documents to keep out, by a hash of their id.")] = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the store is the same for any number.")] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Do one share of the work, 0/N to N-1/N, as a task of a Slurm array does."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Do the work on a Ray cluster, as auto or ray-head:6379.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(metavar="RUN.yaml", help="Take it all from a run file's data: section.")] = None,
 ) -> None:
     """Tokenize sources into a token store.
@@ -48,10 +55,14 @@ def data_build(
     Corpus text is trained whole; of conversations, only what the assistant says, with its end-of-turn token.
     """
     from latxa_megatron.config import load_run
-    from latxa_megatron.data.build import build_store
+    from latxa_megatron.data.build import build_share, build_store
+    from latxa_megatron.data.shares import Share
     from latxa_megatron.data.sources import find
     from latxa_megatron.data.store import SKIPPED
 
+    if shard and ray:
+        raise LatxaError("--shard and --ray: both spread the work over machines; give one of them")
+    share = Share.parse(shard) if shard else None
     if run:
         config = load_run(run)
         sources = [find(name, s.paths, s.hold_out, s.field) for name, s in config.data.sources.items()]
@@ -72,16 +83,20 @@ def data_build(
     else:
         raise LatxaError("give --out, --tokenizer and at least one --source, or a run file with --run")
     with bytes_bar("tokenizing") as progress:
-        store = build_store(
-            out,
-            tokenizer,
-            sources,
-            workers=workers,
-            skip_errors=on_error == "skip",
-            special_tokens=special_tokens,
-            progress=progress,
-            say=console.print,
-        )
+        options: dict[str, Any] = {
+            "workers": workers,
+            "skip_errors": on_error == "skip",
+            "special_tokens": special_tokens,
+            "progress": progress,
+            "say": console.print,
+        }
+        if share:
+            store = build_share(out, tokenizer, sources, share, **options)
+        else:
+            store = build_store(out, tokenizer, sources, ray=ray, **options)
+    if store is None:
+        console.print(f"share {share} is done; the last one to finish makes {out}", soft_wrap=True)
+        return
     _print_sources(store.totals())
     if skipped := store.manifest.get("skipped"):
         console.print(f"[yellow]skipped {skipped:,} lines[/yellow]: {out / SKIPPED} says which and why", soft_wrap=True)

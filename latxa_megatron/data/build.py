@@ -4,29 +4,24 @@ Each chunk of each file becomes one shard, whatever worker does it, and a shard'
 that was killed is started again with the same command, keeps the shards that are done, and ends with the same bytes.
 """
 
-import os
-import threading
+import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from latxa_megatron.data import sources as src
 from latxa_megatron.data.chat import check_template
+from latxa_megatron.data.ray_cluster import on_ray
 from latxa_megatron.data.records import Record
-from latxa_megatron.data.shards import Encoders, Task, Written, finished, write_shards
+from latxa_megatron.data.shards import WORK, Task, Written, finished
+from latxa_megatron.data.shares import Share, joined
 from latxa_megatron.data.sources import Source
 from latxa_megatron.data.store import FORMAT, MANIFEST, SKIPPED, VERSION, TokenStore, existing_store, manifest_fingerprint
 from latxa_megatron.data.tokenizer import SpecialTokens, Tokenizer
+from latxa_megatron.data.workers import Progress, on_this_machine, run
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import fingerprint, locked, move_into_place, sha256, write_atomically, write_json
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all) of the sources."""
+from latxa_megatron.files import InUse, fingerprint, locked, move_into_place, sha256, write_atomically, write_json
 
 _PROOF_CHARACTERS = 250_000
 """Text of each source on which a faster tokenizer is compared with the reference."""
@@ -38,6 +33,7 @@ def build_store(
     sources: list[Source],
     *,
     workers: int = 1,
+    ray: str | None = None,
     skip_errors: bool = False,
     special_tokens: SpecialTokens = "text",
     progress: Progress = lambda done, total: None,
@@ -45,64 +41,152 @@ def build_store(
 ) -> TokenStore:
     """Tokenize sources into a new store at `out`; return it at once where it already holds exactly these inputs.
 
+    workers: processes on this machine; or ray: the address of a Ray cluster whose machines see the same files.
     skip_errors: leave lines out that are no record, and say which in the store's skipped.txt. special_tokens: what control tokens
     are that stand literally in a text. say: told which tokenizer runs.
     Raises LatxaError (and leaves nothing behind) for bad input, and where `out` holds something else.
     """
-    tokenizer = Tokenizer(tokenizer_directory, special_tokens)
-    inputs = _inputs(tokenizer, sources, skip_errors)
+    build = _Build(out, Tokenizer(tokenizer_directory, special_tokens), sources, skip_errors, say)
     if out.exists():
-        return existing_store(out, inputs)
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial, "building this store"):
+        return build.existing()
+    build.partial.mkdir(parents=True, exist_ok=True)
+    with locked(build.partial, "building this store"):
         if out.exists():  # the build that held the lock before this one has finished
-            return existing_store(out, inputs)
-        _resume_or_start(partial, fingerprint(inputs))
+            return build.existing()
+        build.resume_or_start()
         try:
-            with_mask = _has_conversations(sources)
-            if with_mask:
-                check_template(tokenizer)
-            say(f"tokenizer: {tokenizer.accelerate(_texts(sources))}")
-            tasks = _tasks(partial, sources, 8 if tokenizer.vocab_size <= 65536 else 4, with_mask, skip_errors)
-            shards = _run(tasks, tokenizer, workers, progress)
-            if not any(shard.info.documents for shard in shards):
-                names = ", ".join(str(path) for source in sources for path in source.paths)
-                raise LatxaError(f"{names}: no document is left for the store; the files hold none, or all are held out")
+            tasks = build.tasks(aside=ray is not None)
+            execute = on_ray(build.tokenizer, ray) if ray else on_this_machine(build.tokenizer, workers)
+            build.finish(run(tasks, execute, progress))
         except LatxaError:
-            _clear(partial)
-            partial.rmdir()
+            build.give_up()
             raise
-        _finish(partial, inputs, with_mask, shards)
-        move_into_place(partial, out)
     return TokenStore(out)
 
 
-def _finish(partial: Path, inputs: dict[str, Any], with_mask: bool, shards: list[Written]) -> None:
-    """Write the manifest, and what was skipped; remove what only a build in progress needs."""
-    skipped = [line for shard in shards for line in shard.skipped]
-    if skipped:
-        write_atomically(partial / SKIPPED, "".join(f"{line}\n" for line in skipped))
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        **inputs,
-        "mask": "spans" if with_mask else "all",
-        "shards": [asdict(shard.info) for shard in shards if shard.info.documents],
-        **({"skipped": len(skipped)} if skipped else {}),
-    }
-    manifest["fingerprint"] = manifest_fingerprint(manifest)
-    write_json(partial / MANIFEST, manifest)
-    for left in [partial / "inputs", *partial.glob("*.json")]:
-        if left.name != MANIFEST:
-            left.unlink()
+def build_share(
+    out: Path,
+    tokenizer_directory: Path,
+    sources: list[Source],
+    share: Share,
+    *,
+    workers: int = 1,
+    skip_errors: bool = False,
+    special_tokens: SpecialTokens = "text",
+    progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TokenStore | None:
+    """Do one share of build_store's work; the last one to finish makes the store, and the others return None.
+
+    Raises LatxaError as build_store does, where another process does this share, and where the others began from other inputs.
+    What is done stays there: the other shares go on.
+    """
+    build = _Build(out, Tokenizer(tokenizer_directory, special_tokens), sources, skip_errors, say)
+    if out.exists():
+        return build.existing()
+    with joined(build.partial, share, build.resume_or_start):
+        if out.exists():
+            return build.existing()
+        if not build.begun():
+            raise LatxaError(f"{build.partial}: others build here from other inputs; stop them, or name another --out")
+        tasks = build.tasks(aside=True)
+        run(share.tasks(tasks), on_this_machine(build.tokenizer, workers), progress)
+    try:
+        with locked(build.partial, "building this store"):
+            if out.exists():
+                return build.existing()
+            written = [finished(task) for task in tasks]
+            if None in written:
+                return None
+            build.finish([shard for shards in written for shard in shards or []])
+    except InUse:  # another one is still at work, or is making the store
+        return None
+    except FileNotFoundError:
+        if not out.exists():  # it is not that another one has just moved the finished store into place
+            raise
+        return None
+    return TokenStore(out)
 
 
-def _clear(partial: Path) -> None:
-    """Empty a build's directory, its note first: what a kill leaves of it is then never taken for finished shards."""
-    (partial / "inputs").unlink(missing_ok=True)
-    for file in partial.iterdir():
-        file.unlink()
+@dataclass
+class _Build:
+    """A store that is being made in `partial`."""
+
+    out: Path
+    tokenizer: Tokenizer
+    sources: list[Source]
+    skip_errors: bool
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.inputs = _inputs(self.tokenizer, self.sources, self.skip_errors)
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        self._note = self.partial / "inputs"
+
+    def existing(self) -> TokenStore:
+        """The store that is there already, if it is of these inputs."""
+        return existing_store(self.out, self.inputs)
+
+    def begun(self) -> bool:
+        """Whether what is there was begun from the same inputs."""
+        return self._note.is_file() and self._note.read_text() == fingerprint(self.inputs)
+
+    def resume_or_start(self) -> None:
+        """Keep what a killed build of the same inputs left, and nothing else."""
+        if not self.begun():
+            self._clear()
+            write_atomically(self._note, fingerprint(self.inputs))
+
+    def tasks(self, *, aside: bool) -> list[Task]:
+        """All of the store, in order; the tokenizer is proved and the template checked first."""
+        if _has_conversations(self.sources):
+            check_template(self.tokenizer)
+        self.say(f"tokenizer: {self.tokenizer.accelerate(_texts(self.sources))}")
+        token_type = 8 if self.tokenizer.vocab_size <= 65536 else 4
+        with_mask = _has_conversations(self.sources)
+        pieces = [
+            (source, chunk) for source in self.sources for path in source.paths for chunk in src.chunks(path, field=source.field)
+        ]
+        return [
+            Task(self.partial / f"{i:05d}", chunk, source, token_type, with_mask, self.skip_errors, aside)
+            for i, (source, chunk) in enumerate(pieces)
+        ]
+
+    def finish(self, shards: list[Written]) -> None:
+        """Write the manifest, and what was skipped; remove what only a build in progress needs; give the store its name."""
+        if not any(shard.info.documents for shard in shards):
+            names = ", ".join(str(path) for source in self.sources for path in source.paths)
+            raise LatxaError(f"{names}: no document is left for the store; the files hold none, or all are held out")
+        skipped = [line for shard in shards for line in shard.skipped]
+        if skipped:
+            write_atomically(self.partial / SKIPPED, "".join(f"{line}\n" for line in skipped))
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.inputs,
+            "mask": "spans" if _has_conversations(self.sources) else "all",
+            "shards": [asdict(shard.info) for shard in shards if shard.info.documents],
+            **({"skipped": len(skipped)} if skipped else {}),
+        }
+        manifest["fingerprint"] = manifest_fingerprint(manifest)
+        write_json(self.partial / MANIFEST, manifest)
+        for left in [self._note, *self.partial.glob("*.json")]:
+            if left.name != MANIFEST:
+                left.unlink()
+        shutil.rmtree(self.partial / WORK, ignore_errors=True)
+        move_into_place(self.partial, self.out)
+
+    def give_up(self) -> None:
+        """Remove what is there, also where a process that ends too late still writes."""
+        self._note.unlink(missing_ok=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Empty the directory, the note first: what a kill leaves of it is then never taken for finished shards."""
+        self._note.unlink(missing_ok=True)
+        shutil.rmtree(self.partial / WORK, ignore_errors=True)
+        for file in self.partial.iterdir():
+            file.unlink()
 
 
 def _inputs(tokenizer: Tokenizer, sources: list[Source], skip_errors: bool) -> dict[str, Any]:
@@ -134,14 +218,6 @@ def _inputs(tokenizer: Tokenizer, sources: list[Source], skip_errors: bool) -> d
     }
 
 
-def _resume_or_start(partial: Path, inputs: str) -> None:
-    """Keep what a killed build of the same inputs left, and nothing else."""
-    note = partial / "inputs"
-    if not (note.is_file() and note.read_text() == inputs):
-        _clear(partial)
-        write_atomically(note, inputs)
-
-
 def _has_conversations(sources: list[Source]) -> bool:
     """Whether the first record of any file is a conversation."""
     firsts = (next(_first_records(source, path), None) for source in sources for path in source.paths)
@@ -166,74 +242,3 @@ def _texts(sources: list[Source]) -> list[str]:
             if left <= 0:
                 break
     return found
-
-
-def _tasks(directory: Path, sources: list[Source], token_type: int, with_mask: bool, skip_errors: bool) -> list[Task]:
-    pieces = [(source, chunk) for source in sources for path in source.paths for chunk in src.chunks(path, field=source.field)]
-    return [
-        Task(directory / f"{i:05d}", chunk, source, token_type, with_mask, skip_errors)
-        for i, (source, chunk) in enumerate(pieces)
-    ]
-
-
-def _run(tasks: list[Task], tokenizer: Tokenizer, workers: int, progress: Progress) -> list[Written]:
-    """Write the shards that are not there yet; all of them in order."""
-    total = sum(task.chunk.size for task in tasks)
-    done = 0
-    written: dict[Path, list[Written]] = {}
-
-    def finish(task: Task, shards: list[Written]) -> None:
-        nonlocal done
-        written[task.prefix] = shards
-        done += task.chunk.size
-        progress(done, total)
-
-    progress(0, total)
-    left = []
-    for task in tasks:
-        if (shards := finished(task)) is not None:
-            finish(task, shards)
-        else:
-            left.append(task)
-    if workers > 1 and len(left) > 1:
-        how = (tokenizer.directory, tokenizer.special_tokens, tokenizer.accelerated)
-        with ProcessPoolExecutor(min(workers, len(left)), get_context("spawn"), _start_worker, how) as pool:
-            running = {pool.submit(_write_in_worker, task): task for task in left}
-            try:
-                for future in as_completed(running):
-                    finish(running[future], future.result())
-            except BrokenProcessPool:
-                raise LatxaError("a worker was killed, probably for want of memory; start again with fewer --workers") from None
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    else:
-        encoders = Encoders(tokenizer)
-        for task in left:
-            finish(task, write_shards(encoders, task))
-    return [shard for task in tasks for shard in written[task.prefix]]
-
-
-_worker_encoders: Encoders
-
-
-def _start_worker(tokenizer_directory: Path, special_tokens: SpecialTokens, accelerated: bool) -> None:
-    global _worker_encoders  # one tokenizer for each worker process, loaded once
-    os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    tokenizer = Tokenizer(tokenizer_directory, special_tokens)
-    if accelerated:
-        tokenizer.accelerate_as_proved()
-    _worker_encoders = Encoders(tokenizer)
-
-
-def _end_with_parent() -> None:
-    """A worker whose build was killed must not write on, into the shards of the one that is started again."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _write_in_worker(task: Task) -> list[Written]:
-    return write_shards(_worker_encoders, task)

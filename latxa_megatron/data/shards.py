@@ -7,7 +7,9 @@ shard with a summary is done.
 """
 
 import itertools
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +32,11 @@ _BATCH_CHARACTERS = 1 << 21
 
 @dataclass(frozen=True)
 class Task:
-    """A chunk to make shards of: NAME.bin, .idx and .mask under `prefix`, or, where it has windows, under NAME-WINDOW."""
+    """A chunk to make shards of: NAME.bin, .idx and .mask under `prefix`, or, where it has windows, under NAME-WINDOW.
+
+    aside: files are written in a directory of the attempt's own and then moved, because on another machine a process that was
+    given up for dead may still be writing the same shards.
+    """
 
     prefix: Path
     chunk: Chunk
@@ -38,6 +44,7 @@ class Task:
     token_type: int
     with_mask: bool
     skip_errors: bool
+    aside: bool = False
 
 
 class Encoders:
@@ -67,20 +74,50 @@ def finished(task: Task) -> list[Written] | None:
 
 def write_shards(encoders: Encoders, task: Task) -> list[Written]:
     """Write a task's shards that are not there yet; all of them, in order. Raises LatxaError for what is no record."""
+    with _place(task) as place:
+        return _write_all(encoders, task, place)
+
+
+WORK = "work"
+"""The directory, in that of a build, for what only those at work need."""
+
+
+@contextmanager
+def _place(task: Task) -> Iterator[Path]:
+    """The directory to write a task's files in."""
+    if task.aside:
+        work = task.prefix.parent / WORK
+        work.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work) as place:
+            yield Path(place)
+    else:
+        yield task.prefix.parent
+
+
+def _write_all(encoders: Encoders, task: Task, place: Path) -> list[Written]:
     written = []
     start, window = task.chunk.start, task.chunk.window
     if window is None:
-        written.append(_write(encoders, task, task.prefix, _records(task, task.chunk)))
+        written.append(_write(encoders, task, place / task.prefix.name, _records(task, task.chunk)))
     else:
         while (summary := _window(task, len(written)).with_suffix(".json")).exists():
             written.append(_read(read_json(summary)))
         rest = _records(task, replace(task.chunk, start=start + len(written) * window))
         for number, group in itertools.groupby(rest, lambda record: (record.place.offset - start) // window):
             prefix = _window(task, number)
-            written.append(_write(encoders, task, prefix, group))
-            write_json(prefix.with_suffix(".json"), _as_json(written[-1]))
-    write_json(task.prefix.with_suffix(".json"), [_as_json(each) for each in written])
+            written.append(_write(encoders, task, place / prefix.name, group))
+            _finish(place / prefix.name, prefix, _as_json(written[-1]))
+    _finish(place / task.prefix.name, task.prefix, [_as_json(each) for each in written])
     return written
+
+
+def _finish(at: Path, prefix: Path, summary: object) -> None:
+    """Write a summary, and move it and the files that it is of to their place where they are not there; the summary last."""
+    write_json(at.with_suffix(".json"), summary)
+    if at != prefix:
+        for suffix in (".bin", ".mask", ".idx", ".json"):
+            if (file := at.with_suffix(suffix)).exists():
+                file.rename(prefix.with_suffix(suffix))
 
 
 def _window(task: Task, number: int) -> Path:
