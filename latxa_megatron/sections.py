@@ -60,7 +60,7 @@ class SourceSection(Section):
 
 class DataSection(Section):
     sources: dict[str, SourceSection] = Field(default_factory=dict, description="what `latxa data build` reads")
-    tokenizer: Path | None = Field(None, description="directory of the tokenizer; model.hf where it is not given")
+    tokenizer: Path | None = Field(None, description="directory or file of the tokenizer; model.hf where it is not given")
     store: Path = Field(description="token store; data/NAME/store where it is not given, NAME being the run's")
     plan: Path = Field(description="pack plan, or an export of one; data/NAME/plan where it is not given")
     seq_length: PositiveInt = 8192

@@ -24,7 +24,10 @@ ExportFormat: TypeAlias = Literal["records", "parquet"]
 @data.command("build")
 def data_build(
     out: Annotated[Path | None, typer.Option(help="Token store to write.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory with tokenizer.json.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Directory or file: tokenizer.json, or Llama 3's or SentencePiece's .model."),
+    ] = None,
     source: Annotated[
         list[str] | None,
         typer.Option(

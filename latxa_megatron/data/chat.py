@@ -32,7 +32,7 @@ def check_template(tokenizer: Tokenizer) -> None:
     if not tokenizer.chat_template:
         raise LatxaError(
             f"{tokenizer.directory}: the tokenizer has no chat template, so conversations cannot be rendered; "
-            "use the instruct model's tokenizer or add a chat_template.jinja"
+            "use the directory of the instruct model's tokenizer or add a chat_template.jinja and tokenizer.json"
         )
 
     messages = [{"role": "user", "content": "Zer da hau?"}, {"role": "assistant", "content": "Etxe bat."}]

@@ -5,10 +5,13 @@ texts at hand before a build uses it.
 """
 
 import importlib.util
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from latxa_megatron.data.sentence_piece import SentencePiece
 
 Flat = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """Ids of all texts end to end, and len(texts) + 1 offsets: those of text i are ids[offsets[i] : offsets[i + 1]]."""
@@ -75,19 +78,25 @@ HARD = [
 """Strings on which tokenizers have been seen to differ, or could."""
 
 
-def prove(backend: Any, texts: list[str]) -> tuple[Engine, str]:
-    """The engine for a tokenizer, and in a few words why: the fast one if it is installed and agrees on HARD and on `texts`."""
-    reference = HuggingFace(backend)
+def prove(backend: Any, texts: list[str], own: "SentencePiece | None" = None) -> tuple[Engine, str]:
+    """The engine for a tokenizer, and in a few words why: the fast one if it is installed and agrees on HARD and on `texts`.
+
+    own: the reference where it is not `tokenizers`.
+    """
+    reference: Engine = own or HuggingFace(backend)
+    hard = [*HARD, *(own.hard if own else [])]
+    if own and not own.convertible:
+        return reference, "no merges alone say what this model does"
     if importlib.util.find_spec("fastokens") is None:
         return reference, "fastokens is not installed"
     try:
         fast = Fastokens(backend)
-        if mismatch := first_mismatch(fast, reference, [*HARD, *texts]):
+        if mismatch := first_mismatch(fast, reference, [*hard, *texts]):
             return reference, f"fastokens gives other ids for {mismatch!r}"
     except Exception as error:  # of a library written in Rust, which raises what it likes
         return reference, f"fastokens cannot do this tokenizer ({str(error).strip().partition(chr(10))[0]})"
     characters = sum(map(len, texts))
-    return fast, f"as `tokenizers` on {len(HARD)} hard strings and {characters:,} characters of these sources"
+    return fast, f"as `{reference.name}` on {len(hard)} hard strings and {characters:,} characters of these sources"
 
 
 def first_mismatch(one: Engine, other: Engine, texts: list[str]) -> str | None:

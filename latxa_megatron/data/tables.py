@@ -79,9 +79,7 @@ class _Parquet:
         self._columns = _known(path, self._file.schema_arrow.names, field)
 
     def groups(self) -> list[_Group]:
-        metadata = (
-            self._file.metadata
-        )  # of which pyarrow ends the process where it is damaged and a column of a group is asked for
+        metadata = self._file.metadata  # where it is damaged, asking for a group's columns would end the process
         found = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         if sum(group.num_rows for group in found) != metadata.num_rows:
             raise ValueError("its row groups have other rows than the footer says")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latxa_megatron.data.engine import Engine, Fastokens, Flat, HuggingFace, prove
+from latxa_megatron.data.vocabularies import load_file, tokenizer_file
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint
 
@@ -25,9 +26,11 @@ _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 class Tokenizer:
-    """The tokenizer of a directory with tokenizer.json. Control tokens that stand literally in a text are text by default.
+    """The tokenizer of a directory with tokenizer.json, or of a file.
 
-    Raises LatxaError where the directory has none that loads, and for a special_tokens that there is not.
+    Control tokens that stand literally in a text are text by default.
+
+    Raises LatxaError where there is none that loads, and for a special_tokens that there is not.
     """
 
     def __init__(self, directory: Path, special_tokens: SpecialTokens = "text") -> None:
@@ -35,19 +38,32 @@ class Tokenizer:
 
         if special_tokens not in get_args(SpecialTokens):
             raise LatxaError(f"special tokens: there is no '{special_tokens}'; say {', '.join(get_args(SpecialTokens))}")
-        if not directory.is_dir():
-            raise LatxaError(f"{directory}: there is no such tokenizer directory")
+        if not directory.exists():
+            raise LatxaError(f"{directory}: there is no such tokenizer directory or file")
+        file, own_engine = tokenizer_file(directory), None
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            if file is not None:
+                self._tokenizer, own_engine = load_file(file)
+            else:
+                place = directory if directory.is_dir() else directory.parent
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(place), local_files_only=True)
             self._backend = self._tokenizer.backend_tokenizer
+        except LatxaError:
+            raise
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            raise LatxaError(f"{directory}: holds no tokenizer.json that transformers can load ({reason})") from None
+            what = "holds no tokenizer.json" if directory.is_dir() else "is no tokenizer file"
+            raise LatxaError(f"{directory}: {what} that transformers can load ({reason})") from None
         self.special_tokens = special_tokens
         self._backend.encode_special_tokens = special_tokens != "encode"  # True: they are text
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._engine: Engine = HuggingFace(self._backend)
+        if own_engine and special_tokens == "encode":
+            raise LatxaError(
+                f"{directory}: SentencePiece takes control tokens in texts for text; --special-tokens is text or error"
+            )
+        self._own_engine = own_engine
+        self._engine: Engine = own_engine or HuggingFace(self._backend)
         self.directory = directory
 
     @property
@@ -112,12 +128,17 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides ids: the vocabulary, merges, normalizer, pre-tokenizer and special tokens."""
+        """SHA-256 of all that decides ids: the vocabulary, merges, normalizer, pre-tokenizer and special tokens.
+
+        Llama 3's tokenizer.model has that of a tokenizer.json with the same content, a SentencePiece model one of its file.
+        """
+        if self._own_engine:
+            return fingerprint({"sentencepiece": self._own_engine.sha256})
         return fingerprint({"tokenizer": self._backend.to_str(), "special": self._tokenizer.special_tokens_map})
 
     def accelerate(self, texts: list[str]) -> str:
         """Let encode_texts use a faster library if it gives the same ids for these texts; says which runs, and why."""
-        self._engine, why = prove(self._backend, texts)
+        self._engine, why = prove(self._backend, texts, self._own_engine)
         return f"{self._engine.name} ({why})"
 
     def accelerate_as_proved(self) -> None:
