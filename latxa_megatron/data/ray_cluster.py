@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 from collections.abc import Generator
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ def on_ray(tokenizer: Tokenizer, address: str) -> Execute:
         import ray
 
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             why = str(error).strip().partition("\n")[0]
@@ -46,6 +48,13 @@ def on_ray(tokenizer: Tokenizer, address: str) -> Execute:
             ray.shutdown()
 
     return execute
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing answers at host:port; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _result(found: list[Written] | str) -> list[Written]:

@@ -1,17 +1,23 @@
 """A build on a Ray cluster of two nodes has the bytes of one in this process, and its errors."""
 
+import importlib.util
+import os
+
 import pytest
 
 from latxa_megatron.data.build import build_store
 from latxa_megatron.errors import LatxaError
 from tests.data.samples import chat, contents, corpus, write_sources
 
-pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+]
 
 
 @pytest.fixture(scope="module")
 def address():
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 (ray reads it when imported)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -42,6 +48,8 @@ def test_a_build_on_two_nodes_has_the_same_bytes_and_the_same_errors(address, by
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(byte_tokenizer, tmp_path):
-    with pytest.raises(LatxaError, match="--ray nowhere: there is no Ray cluster that can be reached"):
-        build_store(tmp_path / "store", byte_tokenizer, [corpus(write_sources(tmp_path / "sources"))], ray="nowhere")
-    assert not list(tmp_path.glob("store*"))
+    sources = [corpus(write_sources(tmp_path / "sources"))]
+    for address in ("nowhere", "127.0.0.1:1"):
+        with pytest.raises(LatxaError, match=f"--ray {address}: there is no Ray cluster that can be reached"):
+            build_store(tmp_path / "store", byte_tokenizer, sources, ray=address)
+        assert not list(tmp_path.glob("store*"))
