@@ -23,7 +23,7 @@ from latxa_megatron.data.cleaning.output import outputs, write
 from latxa_megatron.data.cleaning.pool import Pool
 from latxa_megatron.data.cleaning.report import REPORT, Report, report
 from latxa_megatron.data.cleaning.rules import Rule, Rules
-from latxa_megatron.data.readers import Chunk
+from latxa_megatron.data.readers import TABLES, Chunk
 from latxa_megatron.data.sources import Source
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import new_directory, write_json
@@ -80,6 +80,10 @@ def clean(
 def _check(sources: list[Source], rules: Rules) -> None:
     if any(importlib.util.find_spec(name) is None for name in ("datatrove", "py3langid", "xxhash")):
         raise LatxaError("data clean needs datatrove, py3langid and xxhash: pip install 'latxa-megatron[clean]'")
+    for source in (*sources, *rules.against):
+        for path in source.paths:
+            if path.suffix in TABLES:
+                raise LatxaError(f"{path}: is a table; data clean reads lines of JSON, and keeps those that stay as they are")
     names = [source.name for source in sources]
     for some, what in ((names, "sources"), ([each.name for each in rules.against], "evaluation sets")):
         if len(set(some)) != len(some):
@@ -108,3 +112,81 @@ def _tasks(source: Source, scratch: Path) -> list[Task]:
                 found.append([])
             found[-1].append(chunk)
     return [Task(0, source, tuple(chunks), scratch) for chunks in found]
+
+
+def _counter(tasks: list[Task], progress: Progress) -> Callable[[Task], None]:
+    """Of tasks that are done, in either reading."""
+    sizes = [sum(chunk.size for chunk in task.chunks) for task in tasks]
+    total, so_far = 2 * sum(sizes), 0
+    progress(0, total)
+
+    def done(task: Task) -> None:
+        nonlocal so_far
+        so_far += sizes[task.number]
+        progress(so_far, total)
+
+    return done
+
+
+_judge: Judge
+
+
+def _start(rules: Rules, evaluation: EvaluationSets | None) -> None:
+    global _judge  # one language model and one index of evaluation items for each worker process
+    _judge = Judge(rules, evaluation)
+
+
+def _read(task: Task) -> Columns:
+    return _judge.read(task)
+
+
+def _drop_near(of: Ledger, rules: Rules, scratch: Path, pool: Pool) -> None:
+    """Drop near duplicates among what is left."""
+    from latxa_megatron.data.cleaning import near, signatures
+
+    threshold = rules.near or 1.0
+    count, _ = signatures.buckets(threshold)
+    pool.each(_pairs, [(scratch, threshold, bucket) for bucket in range(count)])
+    signed = _signed(of)
+    pairs = [signatures.read_pairs(scratch, bucket) for bucket in range(count)]
+    groups = near.groups(pairs, signed, of.left)
+    candidates = [
+        groups.candidates[slice(*np.searchsorted(groups.candidates, [start, end]))] for start, end in pairwise(of.starts)
+    ]
+    compared = [
+        near.Candidates(task, rules, numbers - start)
+        for task, numbers, start in zip(of.tasks, candidates, of.starts[:-1], strict=True)
+        if len(numbers)
+    ]
+    pool.each(near.write_shingles, compared)
+    dropped = near.near_duplicates(groups, near.ShingleSets(of.tasks, candidates), threshold)
+    numbers = np.array(list(dropped), np.int64)
+    others, scores = np.array(list(dropped.values()), np.float64).reshape(-1, 2).T
+    of.drop(Rule.NEAR, numbers, others.astype(np.int64), scores)
+
+
+def _pairs(what: tuple[Path, float, int]) -> None:
+    from latxa_megatron.data.cleaning.signatures import write_pairs
+
+    write_pairs(*what)
+
+
+def _signed(of: Ledger) -> list[Numbers]:
+    """Of each task, the numbers of the records that have signatures: those that no rule of the first reading drops."""
+    by_itself = (of.rule == Rule.KEPT) | (of.rule == Rule.EXACT)
+    return [start + np.flatnonzero(by_itself[start:end]) for start, end in pairwise(of.starts)]
+
+
+def _lines(of: Ledger, pool: Pool) -> Numbers:
+    """The number of each record's line in its file."""
+    found = np.empty(len(of.rule), np.int64)
+    where = [np.flatnonzero(of.file == i) for i in range(len(of.files))]
+    unique = [np.unique(of.offset[some], return_inverse=True) for some in where]
+    counted = pool.each(_count, [(path, offsets) for path, (offsets, _) in zip(of.files, unique, strict=True)])
+    for some, (_, inverse), numbers in zip(where, unique, counted, strict=True):
+        found[some] = numbers[inverse]
+    return found
+
+
+def _count(what: tuple[Path, Numbers]) -> Numbers:
+    return line_numbers(*what)

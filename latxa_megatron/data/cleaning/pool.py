@@ -1,14 +1,12 @@
 """The same function on many tasks, in one process or several, with the results in the order of the tasks."""
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from latxa_megatron.data.workers import start_worker
 from latxa_megatron.errors import LatxaError
 
 T = TypeVar("T")
@@ -51,13 +49,5 @@ class Pool:
 
 
 def _start(start: Callable[..., None], how: tuple[Any, ...]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_worker()
     start(*how)
-
-
-def _end_with_parent() -> None:
-    """A worker whose command was killed must not write on, into the directory of the one that is started again."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
