@@ -145,7 +145,7 @@ def read_shard(prefix: Path):
     read = [(shard.tokens(i).tolist(), shard.spans(i).tolist()) for i in range(len(shard))]
     slices = np.zeros((len(shard), 4), "<u4")  # store and shard 0 in the first 4 bytes
     slices[:, 1], slices[:, 3] = np.arange(len(shard)), shard.lengths
-    gatherer = _core.Gatherer([[shard]], np.arange(len(shard) + 1), slices.view("u1").reshape(-1))
+    gatherer = _core.Gatherer([[(shard, 0)]], np.arange(len(shard) + 1), slices.view("u1").reshape(-1))
     batch = gatherer.batch(list(range(len(shard))), max(shard.lengths) - 1, 0)
     return read, {name: array.tolist() for name, array in batch.items()}
 
