@@ -50,6 +50,7 @@ def build_store(
     Raises LatxaError (and leaves nothing behind) for bad input, and where `out` holds something else.
     """
     tokenizer = Tokenizer(tokenizer_directory, special_tokens)
+    before = _stamps(sources)
     inputs = _inputs(tokenizer, sources, skip_errors)
     if out.exists():
         return existing_store(out, inputs)
@@ -66,6 +67,7 @@ def build_store(
             say(f"tokenizer: {tokenizer.accelerate(_texts(sources))}")
             tasks = _tasks(partial, sources, 8 if tokenizer.vocab_size <= 65536 else 4, with_mask, skip_errors)
             shards = _run(tasks, tokenizer, workers, progress)
+            _check_unchanged(before, _stamps(sources))
             if not any(shard.info.documents for shard in shards):
                 names = ", ".join(str(path) for source in sources for path in source.paths)
                 raise LatxaError(f"{names}: no document is left for the store; the files hold none, or all are held out")
@@ -132,6 +134,18 @@ def _inputs(tokenizer: Tokenizer, sources: list[Source], skip_errors: bool) -> d
             for source in sources
         },
     }
+
+
+def _stamps(sources: list[Source]) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file."""
+    return {path: (stat.st_size, stat.st_mtime_ns) for source in sources for path in source.paths for stat in [path.stat()]}
+
+
+def _check_unchanged(before: dict[Path, tuple[int, int]], after: dict[Path, tuple[int, int]]) -> None:
+    """Raise LatxaError for a file that was written to since its hash was taken: the store would be of neither content."""
+    for path, stamp in before.items():
+        if after[path] != stamp:
+            raise LatxaError(f"{path}: was changed while the store was built; start again when nothing writes to it")
 
 
 def _resume_or_start(partial: Path, inputs: str) -> None:
