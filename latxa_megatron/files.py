@@ -28,10 +28,13 @@ def fingerprint(value: Any) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write text so that a reader, or a crash at any instant, sees the old file or the new one."""
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # of a full disk, it names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     partial.replace(path)
 
 
@@ -67,8 +70,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a write to a full disk
+            raise OSError(error.errno, error.strerror, str(partial)) from None
         raise
     move_into_place(partial, path)
 

@@ -66,6 +66,7 @@ CASES = {
     ),
     "missing run file": (("train", "none.yaml"), "none.yaml: there is no such run file"),
     "no plan": (("data", "inspect", "store"), "store: is neither a token store nor a pack plan"),
+    "no place for a page": (("data", "inspect", "store", "--html", "none/a.html"), "there is no directory none"),
     "nothing to verify": (("data", "verify", "store"), "store: is neither a token store nor a pack plan"),
     "no store to merge": (("data", "merge", "--out", "m", "store", "store"), "store: is not a token store"),
     "no store": (("data", "pack", "--out", "p", "store"), "store: is not a token store"),
@@ -114,6 +115,9 @@ def test_the_commands_of_the_road(inputs, byte_tokenizer, latxa):
     assert "x2" in latxa("data", "inspect", "plan", cwd=inputs).stdout
     shown = latxa("data", "inspect", "plan", "--tokenizer", byte_tokenizer, "--sample", "5", cwd=inputs)
     assert "Kaixo, mundua!" in shown.stdout
+    written = latxa("data", "inspect", "plan", "--tokenizer", byte_tokenizer, "--html", "plan.html", cwd=inputs)
+    assert "page: plan.html" in written.stdout
+    assert "aixo, mundua!&lt;|endoftext|&gt;</mark>" in (inputs / "plan.html").read_text()
     write_llama(inputs / "hf")
     assert "iter_0000000" in latxa("convert", "import", "--hf", "hf", "--out", "ckpt", cwd=inputs).stdout
     assert latxa("convert", "export", "--checkpoint", "ckpt", "--out", "back", cwd=inputs).status == 0

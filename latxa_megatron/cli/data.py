@@ -220,6 +220,8 @@ def data_inspect(
     from latxa_megatron.data.inspect import inspect
     from latxa_megatron.data.page import write_page
 
+    if html and not html.parent.is_dir():
+        raise LatxaError(f"--html {html}: there is no directory {html.parent}")
     found = inspect(path, tokenizer, sample, page=html is not None)
     _print_sources(found.sources)
     _print_lengths(found)

@@ -7,6 +7,7 @@ that was killed is started again with the same command, keeps the shards that ar
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def build_store(
         try:
             tasks = build.tasks(aside=ray is not None)
             execute = on_ray(build.tokenizer, ray) if ray else on_this_machine(build.tokenizer, workers)
-            build.finish(run(tasks, execute, progress))
+            shards = run(tasks, execute, progress)
+            build.check_unchanged()
+            build.finish(shards)
         except LatxaError:
             build.give_up()
             raise
@@ -91,6 +94,7 @@ def build_share(
             raise LatxaError(f"{build.partial}: others build here from other inputs; stop them, or name another --out")
         tasks = build.tasks(aside=True)
         run(share.tasks(tasks), on_this_machine(build.tokenizer, workers), progress)
+        build.check_unchanged()
     try:
         with locked(build.partial, "building this store"):
             if out.exists():
@@ -119,6 +123,7 @@ class _Build:
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
+        self._stamps = _stamps(self.sources)
         self.inputs = _inputs(self.tokenizer, self.sources, self.skip_errors)
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._note = self.partial / "inputs"
@@ -137,20 +142,31 @@ class _Build:
             self._clear()
             write_atomically(self._note, fingerprint(self.inputs))
 
+    @cached_property
+    def with_mask(self) -> bool:
+        """Whether the first record of any file is a conversation."""
+        firsts = (next(_first_records(source, path), None) for source in self.sources for path in source.paths)
+        return any(record is not None and record.messages is not None for record in firsts)
+
     def tasks(self, *, aside: bool) -> list[Task]:
         """All of the store, in order; the tokenizer is proved and the template checked first."""
-        if _has_conversations(self.sources):
+        if self.with_mask:
             check_template(self.tokenizer)
         self.say(f"tokenizer: {self.tokenizer.accelerate(_texts(self.sources))}")
         token_type = 8 if self.tokenizer.vocab_size <= 65536 else 4
-        with_mask = _has_conversations(self.sources)
         pieces = [
             (source, chunk) for source in self.sources for path in source.paths for chunk in src.chunks(path, field=source.field)
         ]
         return [
-            Task(self.partial / f"{i:05d}", chunk, source, token_type, with_mask, self.skip_errors, aside)
+            Task(self.partial / f"{i:05d}", chunk, source, token_type, self.with_mask, self.skip_errors, aside)
             for i, (source, chunk) in enumerate(pieces)
         ]
+
+    def check_unchanged(self) -> None:
+        """Raise LatxaError for a file that was written to since its hash was taken: the store would be of neither content."""
+        for path, stamp in _stamps(self.sources).items():
+            if stamp != self._stamps[path]:
+                raise LatxaError(f"{path}: was changed while the store was built; start again when nothing writes to it")
 
     def finish(self, shards: list[Written]) -> None:
         """Write the manifest, and what was skipped; remove what only a build in progress needs; give the store its name."""
@@ -164,7 +180,7 @@ class _Build:
             "format": FORMAT,
             "version": VERSION,
             **self.inputs,
-            "mask": "spans" if _has_conversations(self.sources) else "all",
+            "mask": "spans" if self.with_mask else "all",
             "shards": [asdict(shard.info) for shard in shards if shard.info.documents],
             **({"skipped": len(skipped)} if skipped else {}),
         }
@@ -218,10 +234,9 @@ def _inputs(tokenizer: Tokenizer, sources: list[Source], skip_errors: bool) -> d
     }
 
 
-def _has_conversations(sources: list[Source]) -> bool:
-    """Whether the first record of any file is a conversation."""
-    firsts = (next(_first_records(source, path), None) for source in sources for path in source.paths)
-    return any(record is not None and record.messages is not None for record in firsts)
+def _stamps(sources: list[Source]) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file."""
+    return {path: (stat.st_size, stat.st_mtime_ns) for source in sources for path in source.paths for stat in [path.stat()]}
 
 
 def _first_records(source: Source, path: Path) -> Iterator[Record]:
