@@ -1,18 +1,13 @@
 """`latxa data`: build, merge, pack, check and look at training data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
-from rich.table import Column, Table
-from rich.text import Text
 
+from latxa_megatron.cli.data_tables import print_cleaned, print_exposure, print_lengths, print_sample, print_sources
 from latxa_megatron.cli.terminal import OPTIONS, bytes_bar, console
 from latxa_megatron.errors import LatxaError
-
-if TYPE_CHECKING:
-    from latxa_megatron.data.cleaning.report import Report
-    from latxa_megatron.data.inspect import Exposure, Inspection
 
 data = typer.Typer(help="Build, merge, pack, check and look at training data.", **OPTIONS)
 
@@ -74,15 +69,9 @@ def data_build(
         if not sources:
             raise LatxaError(f"{run}: data.sources is empty; name at least one source with its paths")
     elif out and tokenizer and source:
-        named: dict[str, list[str]] = {}
-        for text in source:
-            name, equals, pattern = text.partition("=")
-            if not (name and equals and pattern):
-                raise LatxaError(f"--source {text}: has the form NAME=GLOB")
-            named.setdefault(name, []).append(pattern)
         if not 0 <= hold_out < 1:
             raise LatxaError("--hold-out: is a share from 0 up to, but not, 1")
-        sources = [find(name, patterns, hold_out, field) for name, patterns in named.items()]
+        sources = [find(name, patterns, hold_out, field) for name, patterns in _named("--source", source).items()]
     else:
         raise LatxaError("give --out, --tokenizer and at least one --source, or a run file with --run")
     with bytes_bar("tokenizing") as progress:
@@ -100,7 +89,7 @@ def data_build(
     if store is None:
         console.print(f"share {share} is done; the last one to finish makes {out}", soft_wrap=True)
         return
-    _print_sources(store.totals())
+    print_sources(store.totals())
     if skipped := store.manifest.get("skipped"):
         console.print(f"[yellow]skipped {skipped:,} lines[/yellow]: {out / SKIPPED} says which and why", soft_wrap=True)
     console.print(f"store: {out}", soft_wrap=True)
@@ -151,7 +140,7 @@ def data_clean(
     rules = Rules(exact, share, languages, min_score, sets, on_error == "skip")
     with bytes_bar("cleaning") as progress:
         found = clean(out, sources, rules, workers=workers, progress=progress)
-    _print_cleaned(found)
+    print_cleaned(found)
     console.print(f"{out / DROPPED} says which records were dropped and why", soft_wrap=True, highlight=False)
     for name in found.sources:
         console.print(f"next: latxa data build --source '{name}={out / name}-*.jsonl.zst' ...", soft_wrap=True, highlight=False)
@@ -223,20 +212,20 @@ def data_inspect(
     if html and not html.parent.is_dir():
         raise LatxaError(f"--html {html}: there is no directory {html.parent}")
     found = inspect(path, tokenizer, sample, page=html is not None)
-    _print_sources(found.sources)
-    _print_lengths(found)
+    print_sources(found.sources)
+    print_lengths(found)
     if found.plan:
         plan = found.plan
         console.print(
             f"{plan.samples:,} samples of {plan.seq_length:,} positions in {plan.passes} passes, {plan.efficiency:.2%} filled, "
             f"packing {plan.packing}"
         )
-        _print_exposure(plan.exposure)
+        print_exposure(plan.exposure)
     if html:
         write_page(html, found)
         console.print(f"page: {html}", soft_wrap=True)
     else:
-        _print_sample(found)
+        print_sample(found)
 
 
 @data.command("verify")
@@ -292,7 +281,7 @@ def data_merge(
     from latxa_megatron.data.merge import merge
 
     store = merge(out, stores)
-    _print_sources(store.totals())
+    print_sources(store.totals())
     console.print(f"store: {out}", soft_wrap=True)
 
 
@@ -305,27 +294,6 @@ def _named(option: str, texts: list[str]) -> dict[str, list[str]]:
             raise LatxaError(f"{option} {text}: has the form NAME=GLOB")
         named.setdefault(name, []).append(pattern)
     return named
-
-
-def _print_cleaned(report: "Report") -> None:
-    """Records read, kept and dropped by each rule that dropped some; then what was found of each evaluation set."""
-    rules = [rule for rule in next(iter(report.sources.values())).dropped if _dropped(report, rule)]
-    table = Table("source", *(Column(t, justify="right") for t in ("read", "kept", *rules, "of the bytes kept")), box=None)
-    for name, found in report.sources.items():
-        share = found.kept.bytes / found.read.bytes if found.read.bytes else 0.0
-        counts = (found.read.records, found.kept.records, *(found.dropped[rule].records for rule in rules))
-        table.add_row(name, *(f"{count:,}" for count in counts), f"{share:.1%}")
-    console.print(table)
-    for name, items in report.against.items():
-        console.print(
-            f"{name}: {items.found:,} of {items.items:,} items found; {items.short:,} have no string of 8 words and can only be "
-            "found with what follows in the item",
-            soft_wrap=True,
-        )
-
-
-def _dropped(report: "Report", rule: str) -> int:
-    return sum(found.dropped[rule].records for found in report.sources.values())
 
 
 def _mix(text: str) -> Any:
@@ -344,48 +312,3 @@ def _mix(text: str) -> Any:
     if key != "epochs" or not epochs > 0:
         raise LatxaError(f"{text}: has the form STORE:epochs=N, with N above 0")
     return Mix(Path(path), dict.fromkeys(TokenStore(Path(path)).manifest["sources"], epochs))
-
-
-def _print_sources(sources: dict[str, Any]) -> None:
-    table = Table("source", *(Column(t, justify="right") for t in ("documents", "tokens", "trained", "share")), box=None)
-    for name, totals in sources.items():
-        trained = totals.trained_tokens / totals.tokens if totals.tokens else 0.0
-        table.add_row(name, f"{totals.documents:,}", f"{totals.tokens:,}", f"{totals.trained_tokens:,}", f"{trained:.1%}")
-    console.print(table)
-
-
-def _print_exposure(sources: dict[str, "Exposure"]) -> None:
-    """Of each source the epochs, the share of all tokens that are seen, and how many documents are seen how often."""
-    table = Table("source", *(Column(t, justify="right") for t in ("epochs", "of all tokens")), "documents seen", box=None)
-    for name, found in sources.items():
-        seen = ", ".join(f"{documents:,} x{times}" for times, documents in found.times.items())
-        table.add_row(name, f"{found.epochs:.4g}", f"{found.share:.1%}", seen)
-    console.print(table)
-
-
-def _print_lengths(found: "Inspection") -> None:
-    """Of each source the quantiles of its documents' lengths, and what its texts read like."""
-    quantiles = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
-    read = ("tokens per word", "bytes per token") if found.readings else ()
-    table = Table("tokens in a document", *(Column(t, justify="right") for t in (*quantiles, *read)), box=None)
-    for name, lengths in found.lengths.items():
-        cells = [f"{lengths.quantile(q):,}" for q in quantiles.values()]
-        if read:
-            reading = found.readings[name]
-            cells += [f"{reading.tokens_per_word:.2f}", f"{reading.bytes_per_token:.2f}"]
-        table.add_row(name, *cells)
-    console.print(table)
-
-
-def _print_sample(found: "Inspection") -> None:
-    from latxa_megatron.data.samples import visible
-
-    text = Text()
-    for sample in found.samples:
-        for i, document in enumerate(sample.documents):
-            text.append("\n" + "─" * 20 + "\n" if i else "", style="dim")
-            for piece in document.pieces:
-                text.append(visible(piece.text or ""), style="green" if piece.trained else "dim")
-    if found.samples:
-        console.print("trained tokens in [green]green[/green]:")
-        console.print(text)

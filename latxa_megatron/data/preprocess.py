@@ -5,14 +5,9 @@ what the tokenizer puts around a text (Llama's BOS) is there, and so is a docume
 """
 
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +18,8 @@ import orjson
 from latxa_megatron.data import sources as src
 from latxa_megatron.data.indexed import Counts, IndexedWriter
 from latxa_megatron.data.megatron_tokenizer import MegatronTokenizer, inserted
+from latxa_megatron.data.pool import Pool
 from latxa_megatron.data.readers import Chunk, Place, lines
-from latxa_megatron.data.workers import start_worker
 from latxa_megatron.errors import LatxaError
 
 Progress = Callable[[int, int], None]
@@ -83,7 +78,9 @@ def preprocess(files: list[Path], prefix: str, options: Options, progress: Progr
     with ExitStack() as stack:
         writers = {key: _writers(stack, f"{prefix}_{key}_document", tokenizer.dtype, parts) for key in options.keys}
         documents = size = 0
-        for block, found in stack.enter_context(closing(_encoded(_blocks(files), options, tokenizer))):
+        here = tokenizer if options.workers == 1 else None
+        pool = stack.enter_context(Pool(options.workers, _start, options, here, tokenizer.accelerated))
+        for block, found in stack.enter_context(closing(pool.in_order(_encode_task, _blocks(files)))):
             for key, encoded in found.items():
                 for part, writer in enumerate(writers[key]):
                     writer.add(*_dealt(encoded, (part - documents) % parts, parts))
@@ -143,40 +140,20 @@ def _groups(every: Iterable[Line], size: int) -> Iterator[list[Line]]:
         yield group
 
 
-def _encoded(blocks: Iterator[_Block], options: Options, tokenizer: MegatronTokenizer) -> Generator[tuple[_Block, Found]]:
-    """Each block's documents by key, in order, with few blocks under way at once."""
-    if options.workers == 1:
-        for block in blocks:
-            yield block, _encode_block(block, options, tokenizer)
-        return
-    how = (options, tokenizer.accelerated)
-    with ProcessPoolExecutor(options.workers, get_context("spawn"), start_worker) as pool:
-        running: deque[tuple[_Block, Future[Found]]] = deque()
-        try:
-            for block in blocks:
-                running.append((block, pool.submit(_encode_in_worker, block, *how)))
-                if len(running) > 2 * options.workers:
-                    first, future = running.popleft()
-                    yield first, future.result()
-            for first, future in running:
-                yield first, future.result()
-        except BrokenProcessPool:
-            raise LatxaError("a worker was killed, probably for want of memory; start again with fewer --workers") from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+_worker: tuple[Options, MegatronTokenizer]
 
 
-def _encode_in_worker(block: _Block, options: Options, fast: bool) -> Found:
-    return _encode_block(block, options, _worker_tokenizer(options, fast))
+def _start(options: Options, tokenizer: MegatronTokenizer | None, fast: bool) -> None:
+    global _worker  # one tokenizer for each process, loaded once
+    if tokenizer is None:
+        tokenizer = options.load()
+        if fast:
+            tokenizer.accelerate([])
+    _worker = options, tokenizer
 
 
-@cache
-def _worker_tokenizer(options: Options, fast: bool) -> MegatronTokenizer:
-    tokenizer = options.load()
-    if fast:
-        tokenizer.accelerate([])
-    return tokenizer
+def _encode_task(block: _Block) -> Found:
+    return _encode_block(block, *_worker)
 
 
 def _encode_block(block: _Block, options: Options, tokenizer: MegatronTokenizer) -> Found:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from latxa_megatron.data.pool import one_thread
 from latxa_megatron.data.shards import Encoders, Task, Written, write_shards
 from latxa_megatron.data.tokenizer import SpecialTokens, Tokenizer
 from latxa_megatron.data.workers import Execute, encoders_of
@@ -78,4 +79,5 @@ def _write(task: Task, how: tuple[Path, SpecialTokens, bool], directory: Path) -
 @cache
 def _encoders(tokenizer_directory: Path, special_tokens: SpecialTokens, accelerated: bool) -> Encoders:
     """Loaded once in each of Ray's processes."""
+    one_thread()
     return encoders_of(tokenizer_directory, special_tokens, accelerated)

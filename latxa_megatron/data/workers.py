@@ -1,18 +1,12 @@
 """Shard tasks on the processes of one machine."""
 
-import os
-import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 
+from latxa_megatron.data.pool import Pool
 from latxa_megatron.data.shards import Encoders, Task, Written, finished, write_shards
 from latxa_megatron.data.tokenizer import SpecialTokens, Tokenizer
-from latxa_megatron.errors import LatxaError
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) of the sources."""
@@ -61,22 +55,13 @@ def on_this_machine(tokenizer: Tokenizer, workers: int) -> Execute:
 
 
 def _in_processes(tasks: list[Task], tokenizer: Tokenizer, workers: int) -> Generator[tuple[Task, list[Written]]]:
-    how = (tokenizer.directory, tokenizer.special_tokens, tokenizer.accelerated)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, how) as pool:
-        running = {pool.submit(_write_in_worker, task): task for task in tasks}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool:
-            raise LatxaError("a worker was killed, probably for want of memory; start again with fewer --workers") from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with Pool(workers, _start, tokenizer.directory, tokenizer.special_tokens, tokenizer.accelerated) as pool:
+        for i, shards in pool.as_done(_write, tasks):
+            yield tasks[i], shards
 
 
 def encoders_of(tokenizer_directory: Path, special_tokens: SpecialTokens, accelerated: bool) -> Encoders:
     """Those of a process that works for a build, of the tokenizer that the build has proved."""
-    _one_thread()
     tokenizer = Tokenizer(tokenizer_directory, special_tokens)
     if accelerated:
         tokenizer.accelerate_as_proved()
@@ -86,29 +71,10 @@ def encoders_of(tokenizer_directory: Path, special_tokens: SpecialTokens, accele
 _worker_encoders: Encoders
 
 
-def _start_worker(tokenizer_directory: Path, special_tokens: SpecialTokens, accelerated: bool) -> None:
+def _start(tokenizer_directory: Path, special_tokens: SpecialTokens, accelerated: bool) -> None:
     global _worker_encoders  # one tokenizer for each worker process, loaded once
-    start_worker()
     _worker_encoders = encoders_of(tokenizer_directory, special_tokens, accelerated)
 
 
-def start_worker() -> None:
-    """What a worker process does first: it is one of many, and ends with its parent."""
-    _one_thread()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _one_thread() -> None:
-    os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
-
-
-def _end_with_parent() -> None:
-    """A worker whose build was killed must not write on, into the shards of the one that is started again."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _write_in_worker(task: Task) -> list[Written]:
+def _write(task: Task) -> list[Written]:
     return write_shards(_worker_encoders, task)

@@ -20,9 +20,9 @@ from latxa_megatron.data.cleaning.judge import Columns, Judge, Task
 from latxa_megatron.data.cleaning.language import LanguageIdentifier
 from latxa_megatron.data.cleaning.ledger import Ledger, Numbers, exact_duplicates, ledger, line_numbers
 from latxa_megatron.data.cleaning.output import outputs, write
-from latxa_megatron.data.cleaning.pool import Pool
 from latxa_megatron.data.cleaning.report import REPORT, Report, report
 from latxa_megatron.data.cleaning.rules import Rule, Rules
+from latxa_megatron.data.pool import Pool
 from latxa_megatron.data.readers import TABLES, Chunk
 from latxa_megatron.data.sources import Source
 from latxa_megatron.errors import LatxaError
