@@ -70,7 +70,7 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(BIN)/pip install --quiet --editable '.[clean,demo,dev]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps llama-models
 	@touch $@
 

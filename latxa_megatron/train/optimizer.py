@@ -13,7 +13,7 @@ from megatron.core.transformer.module import Float16Module
 
 from latxa_megatron.model.layout import Precision
 from latxa_megatron.sections import OptimizerSection
-from latxa_megatron.train.shares import SharedOutOptimizer
+from latxa_megatron.train.optimizer_state import SharedOutOptimizer
 
 
 def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataParallel]:
@@ -112,10 +112,10 @@ def _parts(optimizer: Any) -> list[Any]:
 
 
 def _share_out(optimizer: Any) -> None:
-    """Make checkpoints of it as shares.py says, and its load right for torch's AdamW, whose state has a step for each parameter.
+    """Make checkpoints of it as optimizer_state.py says, and its load right for torch's AdamW.
 
-    megatron-core expects apex's or Transformer Engine's Adam, with one step for all. With torch's it fails to find 'step', or
-    gives every parameter the same step tensor, which then advances once for each of them.
+    megatron-core expects apex's or Transformer Engine's Adam, with one step for all. With torch's, which has one for each
+    parameter, it fails to find 'step', or gives all of them the same tensor, which then advances once for each.
     """
     for part in _parts(optimizer):
         if isinstance(part, DistributedOptimizer):

@@ -28,7 +28,7 @@ def validation_sets(run: RunConfig) -> dict[str, ValidationSet]:
     """The sets of a run, by name; reads each once to count its bytes. All ranks call it, when they are laid out."""
     if not run.validation.plans:
         return {}
-    known = run.tokenizer.is_file() or (run.tokenizer / "tokenizer.json").is_file()
+    known = run.tokenizer.is_file() or any((run.tokenizer / f"tokenizer.{kind}").is_file() for kind in ("json", "model"))
     token_bytes = torch.from_numpy(Tokenizer(run.tokenizer).bytes_of_tokens()) if known else None
     found = {}
     for name, plan in run.validation.plans.items():
