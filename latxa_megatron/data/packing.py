@@ -198,7 +198,7 @@ def _best_fit(rows: _Rows, shards: list[_Shard], parts: _Parts, seq_length: int,
         offsets, items = _core.best_fit_decreasing(slices["length"] - np.uint32(1), seq_length)
         rows.end(offsets[1:] + rows.slices)
         for block in range(0, len(items), 1 << 16):
-            rows.add(slices[items[block : block + (1 << 16)]])
+            rows.add(slices.take(items[block : block + (1 << 16)]))  # twice as fast as slices[...]
 
 
 def _concat(rows: _Rows, shards: list[_Shard], parts: _Parts, seq_length: int, seed: int) -> None:

@@ -9,10 +9,7 @@ from latxa_megatron.data.build import build_store
 from latxa_megatron.errors import LatxaError
 from tests.data.samples import chat, contents, corpus, write_sources
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
 
 @pytest.fixture(scope="module")
