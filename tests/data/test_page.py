@@ -13,6 +13,7 @@ from latxa_megatron.data.lengths import count
 from latxa_megatron.data.mixture import Mix
 from latxa_megatron.data.packing import pack
 from latxa_megatron.data.page import QUANTILES, page, write_page
+from latxa_megatron.data.plan import PackPlan
 from latxa_megatron.data.samples import visible
 from latxa_megatron.data.sources import find
 from latxa_megatron.data.tokenizer import Tokenizer
@@ -20,7 +21,9 @@ from tests.data.writers import byte_ids, write_jsonl
 
 EVIL = "</div></mark><script>alert('ñ')</script><img src=x onerror=alert(1)> &lt;b&gt; \x1b[31m \x00 \x7f \x85 \u202e"
 TEXTS = [f"{i}. esaldia da hau, " * (1 + i % 40) for i in range(120)] + [EVIL, "ha " * 700]
+EVIL_AT = 120
 ANSWER = "Ez <b>dakit</b>."
+SEQ_LENGTH = 1024
 
 
 class Page(HTMLParser):
@@ -69,7 +72,7 @@ def root(tmp_path_factory, byte_tokenizer):
     turns = [{"role": "user", "content": "Zer da <i>hau</i>?"}, {"role": "assistant", "content": ANSWER}]
     chat = write_jsonl(root / "chat.jsonl", [{"messages": turns}] * 5)
     build_store(root / "store", byte_tokenizer, [find("eu", [str(documents)]), find("<chat>", [str(chat)])])
-    pack(root / "plan", [Mix(root / "store", {"eu": 2.0})], seq_length=256, seed=1)
+    pack(root / "plan", [Mix(root / "store", {"eu": 2.0})], seq_length=SEQ_LENGTH, seed=1)
     return root
 
 
@@ -96,14 +99,14 @@ def test_the_sources_of_a_plan_are_counted_by_sample(root, byte_tokenizer):
     pieces = continued = filled = 0
     for number in range(inspection.plan.samples):
         (sample,) = inspect(root / "plan", byte_tokenizer, number).samples
-        assert sum(document.tokens - 1 for document in sample.documents) + sample.empty == 256
+        assert sum(document.tokens - 1 for document in sample.documents) + sample.empty == SEQ_LENGTH
         pieces += len(sample.documents)
         continued += sum(document.start > 0 for document in sample.documents)
-        filled += 256 - sample.empty
+        filled += SEQ_LENGTH - sample.empty
         for document in sample.documents:
             seen[document.place.source] += document.start == 0
     assert (inspection.plan.pieces, inspection.plan.continued) == (pieces, continued)
-    assert inspection.plan.efficiency == pytest.approx(filled / 256 / inspection.plan.samples)
+    assert inspection.plan.efficiency == pytest.approx(filled / SEQ_LENGTH / inspection.plan.samples)
     rows = {row[0].strip(): row for row in found.tables["sources"]}
     assert float(rows["eu"][6]) == seen["eu"] / 122 == 2
     assert float(rows["<chat>"][6]) == seen["<chat>"] / 5 == 1
@@ -173,9 +176,13 @@ def test_texts_with_few_and_many_bytes_per_token_are_strange(llama_tokenizer, tm
 @pytest.mark.parametrize("name", ["store", "plan"])
 def test_what_documents_say_is_escaped_and_trained_tokens_are_marked(name, root, byte_tokenizer, tmp_path):
     of = root / name
-    count = inspect(of).plan.samples if name == "plan" else 127
+    if name == "plan":
+        plan = PackPlan(of)
+        numbers = [n for n in range(len(plan)) if any(s["shard"] == 1 or s["document"] == EVIL_AT for s in plan.slices_of(n))]
+    else:
+        numbers = range(EVIL_AT, 127)
     said, marks = "", []
-    for number in range(120, 127) if name == "store" else range(count):
+    for number in numbers:
         write_page(tmp_path / "page.html", inspect(of, byte_tokenizer, number, page=True))
         html = (tmp_path / "page.html").read_text(encoding="utf-8")
         assert not re.search(r"https?://|@import|url\(", html)
