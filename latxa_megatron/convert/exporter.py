@@ -1,14 +1,16 @@
-"""`latxa convert export`: a Megatron torch_dist checkpoint to a Hugging Face directory, one file's tensors at a time."""
+"""`latxa convert export`: a Megatron torch_dist checkpoint to a Hugging Face directory, in the memory of a few rows."""
 
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latxa_megatron.convert.hf import COMPANIONS, INDEX, SINGLE, weight_map
-from latxa_megatron.convert.importer import ORIGIN, WEIGHT_MAP
-from latxa_megatron.convert.names import rows
+from latxa_megatron.convert.importer import ORIGIN, PIECE_BYTES, WEIGHT_MAP
+from latxa_megatron.convert.names import Row, rows, runs
+from latxa_megatron.convert.safetensors_writer import Entry, write_safetensors
 from latxa_megatron.convert.torch_dist import TorchDistReader
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import new_directory, read_json, write_json
@@ -31,9 +33,8 @@ def export_hf(source: Path, out: Path, like: Path | None = None) -> None:
     with new_directory(out) as partial:
         total = 0
         for file in dict.fromkeys(files.values()):
-            tensors = _tensors(reader, shape, [name for name, where in files.items() if where == file], directory)
-            save_file(tensors, str(partial / file), metadata={"format": "pt"})
-            total += sum(tensor.nbytes for tensor in tensors.values())
+            names = [name for name, where in files.items() if where == file]
+            total += write_safetensors(partial / file, _entries(reader, shape, names, directory))
         for name in COMPANIONS:
             if (origin / name).is_file():
                 shutil.copyfile(origin / name, partial / name)
@@ -54,21 +55,45 @@ def _origin(directory: Path) -> Path:
     raise LatxaError(f"{directory}: its Hugging Face origin is not known; name a directory of the same model with --like")
 
 
-def _tensors(reader: TorchDistReader, shape: LlamaShape, names: list[str], directory: Path) -> dict[str, Tensor]:
-    """The named Hugging Face tensors, from the Megatron tensors that hold them."""
-    wanted = set(names)
-    tensors: dict[str, Tensor] = {}
-    for row in rows(shape):
-        if row.in_layers and reader.shape(row.mcore)[0] != shape.layers:
-            raise LatxaError(f"{directory}: has {reader.shape(row.mcore)[0]} layers, config.json says {shape.layers}")
-        for layer in range(shape.layers) if row.in_layers else [None]:
-            parts = [name.format(layer) for name in row.hf]
-            if wanted.intersection(parts):
-                unpacked = row.unpack(shape, reader.read(row.mcore, layer))
-                tensors.update(zip(parts, unpacked, strict=True))
+def _places(shape: LlamaShape) -> dict[str, tuple[Row, int, int | None]]:
+    """Of each Hugging Face tensor the Megatron tensor that holds it, which part of that it is, and its layer."""
+    return {
+        name.format(layer): (row, part, layer)
+        for row in rows(shape)
+        for layer in (range(shape.layers) if row.in_layers else [None])
+        for part, name in enumerate(row.hf)
+    }
+
+
+def _entries(reader: TorchDistReader, shape: LlamaShape, names: list[str], directory: Path) -> list[Entry]:
+    """The named Hugging Face tensors. Raises LatxaError where the checkpoint has them not, or of other sizes."""
+    places = _places(shape)
+    entries = []
     for name in names:
-        if name not in tensors:
+        if name not in places:
             raise LatxaError(f"{directory}: no tensor of it is {name}")
-        if tuple(tensors[name].shape) != shape.tensor_shape(name):
-            raise LatxaError(f"{directory}: {name} has the shape {tuple(tensors[name].shape)}; config.json says another")
-    return {name: tensors[name] for name in names}
+        row, part, layer = places[name]
+        sizes = reader.shape(row.mcore)
+        if layer is not None and sizes[0] != shape.layers:
+            raise LatxaError(f"{directory}: has {sizes[0]} layers, config.json says {shape.layers}")
+        held = (sum(run.rows for run in runs(shape, row)), *shape.tensor_shape(name)[1:])
+        if sizes[0 if layer is None else 1 :] != held:
+            raise LatxaError(f"{directory}: {row.mcore} has the shape {sizes}; config.json says another")
+        pieces = _pieces(reader, shape, row, part, layer)
+        entries.append(Entry(name, reader.dtype(row.mcore), shape.tensor_shape(name), pieces))
+    return entries
+
+
+def _pieces(reader: TorchDistReader, shape: LlamaShape, row: Row, part: int, layer: int | None) -> Iterator[Tensor]:
+    """Rows of a part in order, some at a time; of a tensor that is by heads, all of it is read once."""
+    order = runs(shape, row)
+    if row.by_heads:
+        found = reader.read(row.mcore, layer).split([run.rows for run in order])
+        yield from (some for run, some in zip(order, found, strict=True) if run.part == part)
+        return
+    first = sum(run.rows for run in order[:part])
+    end = first + order[part].rows
+    width = math.prod(shape.tensor_shape(row.hf[part])[1:]) * reader.dtype(row.mcore).itemsize
+    step = max(1, PIECE_BYTES // width)
+    for start in range(first, end, step):
+        yield reader.read(row.mcore, layer, start, min(start + step, end))

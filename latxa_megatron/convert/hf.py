@@ -1,13 +1,13 @@
 """Hugging Face directories: the tensors of their safetensors files, read one at a time, and the files that go with them."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latxa_megatron.convert.safetensors_writer import DTYPES
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import read_json
 
@@ -30,10 +30,25 @@ COMPANIONS = (
 
 
 class HfTensors:
-    """The tensors of a directory by name; each is read from its file when it is asked for."""
+    """The tensors of a directory by name, read by rows.
 
-    def __init__(self, files: dict[str, Any]) -> None:
-        self._files = files
+    A file is opened anew for each read: the pages of a file that stays mapped would count as this process's memory.
+    Raises LatxaError for a file that is missing or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._files = {name: directory / file for name, file in weight_map(directory).items()}
+        self._found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for path in sorted(set(self._files.values())):
+            with _open(path) as file:
+                there = set(file.keys())
+                for name in [name for name, where in self._files.items() if where == path]:
+                    if name not in there:
+                        raise LatxaError(f"{path}: has no tensor {name}, which {INDEX} says it has")
+                    part = file.get_slice(name)
+                    if part.get_dtype() not in DTYPES:
+                        raise LatxaError(f"{path}: {name} has the type {part.get_dtype()}; known are {', '.join(DTYPES)}")
+                    self._found[name] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -41,22 +56,16 @@ class HfTensors:
     def names(self) -> list[str]:
         return list(self._files)
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._found[name][0]
 
+    def dtype(self, name: str) -> torch.dtype:
+        return self._found[name][1]
 
-@contextmanager
-def open_tensors(directory: Path) -> Iterator[HfTensors]:
-    """The tensors of a Hugging Face directory. Raises LatxaError for a file that is missing or damaged."""
-    layout = weight_map(directory)
-    with ExitStack() as stack:
-        opened: dict[str, Any] = {}
-        for file in sorted(set(layout.values())):
-            opened[file] = stack.enter_context(_open(directory / file))
-        for name, file in layout.items():
-            if name not in opened[file].keys():  # noqa: SIM118 (a safetensors file is no dict)
-                raise LatxaError(f"{directory / file}: has no tensor {name}, which {INDEX} says it has")
-        yield HfTensors({name: opened[file] for name, file in layout.items()})
+    def read_into(self, target: Tensor, name: str, start: int) -> None:
+        """Fill a tensor with as many rows as it has, from row `start` on."""
+        with _open(self._files[name]) as file:
+            target.copy_(file.get_slice(name)[start : start + len(target)])
 
 
 def weight_map(directory: Path) -> dict[str, str]:

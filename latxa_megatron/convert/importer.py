@@ -4,19 +4,28 @@ The checkpoint keeps a copy of the configuration and tokenizer, and of which ten
 needs nothing else.
 """
 
+import math
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron.core.dist_checkpointing import ShardedTensor
+import torch
+from torch import Tensor
 
-from latxa_megatron.convert.hf import COMPANIONS, HfTensors, open_tensors, weight_map
-from latxa_megatron.convert.names import Row, rows
+from latxa_megatron.convert.hf import COMPANIONS, HfTensors, weight_map
+from latxa_megatron.convert.names import Row, Run, rows, runs
+from latxa_megatron.convert.torch_dist_writer import Piece, Stored, write_torch_dist
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, sha256, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint, save
-from latxa_megatron.train.distributed import connected
+
+PIECE_BYTES = 64 << 20
+"""What is held in memory of a tensor at once."""
+
+COMMON = {"content_metadata": checkpoint.CONTENT}
 
 ORIGIN = "hf"
 WEIGHT_MAP = "weight_map.json"
@@ -35,11 +44,10 @@ def import_hf(hf: Path, out: Path) -> Path:
         if checkpoint.read_facts(final).get("imported") != identity:
             raise LatxaError(f"{final}: holds another checkpoint; remove it or name another directory")
     else:
-        with open_tensors(hf) as tensors:
-            state = {row.mcore: _sharded(shape, row, tensors) for row in rows(shape)}
-            _check_all_used(hf, shape, tensors)
-            with connected():
-                save.write(final, {"model": state}, {"step": 0, "imported": identity})
+        tensors = HfTensors(hf)
+        stored = [_stored(shape, row, tensors) for row in rows(shape)]
+        _check_all_used(hf, shape, tensors)
+        save.write(final, lambda place: write_torch_dist(place, stored, COMMON), {"step": 0, "imported": identity})
     _keep_origin(hf, out / ORIGIN)
     write_atomically(out / checkpoint.TRACKER, "0\n")
     return final
@@ -51,27 +59,60 @@ def _identity(hf: Path) -> dict[str, Any]:
     return {"config": fingerprint((hf / "config.json").read_text()), "files": files}
 
 
-def _sharded(shape: LlamaShape, row: Row, tensors: HfTensors) -> list[ShardedTensor]:
-    if not row.in_layers:
-        return [ShardedTensor.from_rank_offsets(row.mcore, _read(shape, row, tensors, 0))]
-    return [
-        ShardedTensor.from_rank_offsets(
-            row.mcore, _read(shape, row, tensors, layer), (0, layer, shape.layers), prepend_axis_num=1
-        )
-        for layer in range(shape.layers)
-    ]
-
-
-def _read(shape: LlamaShape, row: Row, tensors: HfTensors, layer: int) -> Any:
-    parts = []
-    for template in row.hf:
-        name = template.format(layer)
+def _stored(shape: LlamaShape, row: Row, tensors: HfTensors) -> Stored:
+    """A tensor of the checkpoint, layer by layer. Raises LatxaError for a part that is not as config.json says."""
+    layers = range(shape.layers) if row.in_layers else [0]
+    names = [[name.format(layer) for name in row.hf] for layer in layers]
+    for name in (name for parts in names for name in parts):
         if name not in tensors:
             raise LatxaError(f"the Hugging Face directory has no tensor {name}, which its config.json asks for")
-        parts.append(tensors[name])
-        if tuple(parts[-1].shape) != shape.tensor_shape(name):
-            raise LatxaError(f"{name}: has the shape {tuple(parts[-1].shape)}, config.json says {shape.tensor_shape(name)}")
-    return row.pack(shape, parts)
+        if tensors.shape(name) != shape.tensor_shape(name):
+            raise LatxaError(f"{name}: has the shape {tensors.shape(name)}, config.json says {shape.tensor_shape(name)}")
+    dtype = tensors.dtype(names[0][0])
+    if other := [name for parts in names for name in parts if tensors.dtype(name) != dtype]:
+        raise LatxaError(f"{other[0]}: is {tensors.dtype(other[0])} and {names[0][0]} {dtype}; they become one tensor")
+    whole = runs(shape, row)
+    width = shape.tensor_shape(row.hf[0])[1:]
+    most = max(1, PIECE_BYTES // (math.prod(width) * dtype.itemsize))
+    pieces = []
+    for layer, parts in enumerate(names):
+        first = 0
+        for some in _cut(whole, most):
+            count = sum(run.rows for run in some)
+            at, size = (first, *[0] * len(width)), (count, *width)
+            read = partial(_read, tensors, parts, some, size, dtype, stacked=row.in_layers)
+            pieces.append(Piece((layer, *at), (1, *size), read) if row.in_layers else Piece(at, size, read))
+            first += count
+    sizes = (sum(run.rows for run in whole), *width)
+    return Stored(row.mcore, (shape.layers, *sizes) if row.in_layers else sizes, dtype, pieces)
+
+
+def _cut(whole: list[Run], most: int) -> Iterator[list[Run]]:
+    """Runs in groups of at most so many rows."""
+    group: list[Run] = []
+    held = 0
+    for run in whole:
+        start, left = run.start, run.rows
+        while left:
+            count = min(left, most - held)
+            group.append(Run(run.part, start, count))
+            start, left, held = start + count, left - count, held + count
+            if held == most:
+                yield group
+                group, held = [], 0
+    if group:
+        yield group
+
+
+def _read(
+    tensors: HfTensors, names: list[str], some: list[Run], size: tuple[int, ...], dtype: torch.dtype, *, stacked: bool
+) -> Tensor:
+    found = torch.empty(size, dtype=dtype)
+    first = 0
+    for run in some:
+        tensors.read_into(found[first : first + run.rows], names[run.part], run.start)
+        first += run.rows
+    return found[None] if stacked else found
 
 
 def _check_all_used(hf: Path, shape: LlamaShape, tensors: HfTensors) -> None:

@@ -1,33 +1,34 @@
-"""Reads parts of the tensors in a torch_dist directory: one layer of a stacked tensor, say, in the memory of that part."""
+"""Reads rows of the tensors in a torch_dist directory, in the memory of these rows, whatever ranks wrote it.
 
+Each stored part of a tensor is a zip archive that torch.save wrote into one of the files, uncompressed. Its rows are read from
+where they stand.
+"""
+
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from latxa_megatron.errors import LatxaError
 
 
 class TorchDistReader:
-    """The tensors of a checkpoint by name, whatever ranks wrote it. Needs no process group.
+    """The tensors of a checkpoint by name. Needs no process group.
 
-    Raises LatxaError for a directory that is no torch_dist checkpoint.
+    Raises LatxaError for a directory that is no torch_dist checkpoint, and from read for files that are damaged.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._reader = FileSystemReader(directory)
         try:
-            self._metadata = self._reader.read_metadata()
+            self._metadata = FileSystemReader(directory).read_metadata()
         except Exception as error:  # the metadata is a pickle: a damaged one raises anything
             raise LatxaError(f"{directory}: is not a whole torch_dist checkpoint ({error})") from None
-        self._reader.set_up_storage_reader(self._metadata, True)
 
     def _stored(self, name: str) -> TensorStorageMetadata:
         stored = self._metadata.state_dict_metadata.get(name)
@@ -38,33 +39,83 @@ class TorchDistReader:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._stored(name).size)
 
-    def read(self, name: str, layer: int | None = None) -> Tensor:
-        """A tensor, or with `layer` one entry of its first axis, which is not in the result."""
+    def dtype(self, name: str) -> torch.dtype:
+        return self._stored(name).properties.dtype
+
+    def read(self, name: str, layer: int | None = None, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of a tensor, or with `layer` of that entry of its first axis, which is not in the result."""
         stored = self._stored(name)
-        sizes = list(stored.size) if layer is None else [1, *stored.size[1:]]
-        offsets = [0] * len(sizes) if layer is None else [layer, *[0] * (len(sizes) - 1)]
-        part = torch.empty(sizes, dtype=stored.properties.dtype)
-        chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(name, stored, [chunk])
+        axis = 0 if layer is None else 1
+        sizes = stored.size[axis:]
+        stop = sizes[0] if stop is None else stop
+        found = torch.empty((stop - start, *sizes[1:]), dtype=stored.properties.dtype)
+        left = found.numel()
+        for chunk in stored.chunks:
+            if layer is not None and not 0 <= layer - chunk.offsets[0] < chunk.sizes[0]:
+                continue
+            first, last = max(start, chunk.offsets[axis]), min(stop, chunk.offsets[axis] + chunk.sizes[axis])
+            if first < last:
+                place = found[first - start : last - start]
+                for dim in range(1, place.dim()):  # tensor parallelism cuts some along columns
+                    place = place.narrow(dim, chunk.offsets[axis + dim], chunk.sizes[axis + dim])
+                skipped = first - chunk.offsets[axis]
+                if layer is not None:
+                    skipped += (layer - chunk.offsets[0]) * chunk.sizes[1]
+                place.copy_(self._rows(name, chunk, place, skipped))
+                left -= place.numel()
+        if left:
+            raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
+        return found
+
+    def _rows(self, name: str, chunk: ChunkStorageMetadata, like: Tensor, skipped: int) -> Tensor:
+        """Rows of a stored part, which are as large as `like`, after so many others."""
         try:
-            self._reader.read_data(LoadPlan(items), _Into(part)).wait()
-        except (OSError, EOFError, RuntimeError, KeyError) as error:
+            info = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            with (self._directory / info.relative_path).open("rb") as file:
+                begin, length = _data(file, info.offset, info.length)
+                if length != chunk.sizes.numel() * like.itemsize:
+                    raise ValueError("a part has another size than it says")
+                content = bytearray(like.numel() * like.itemsize)
+                file.seek(begin + skipped * (len(content) // len(like)))
+                if file.readinto(content) != len(content):
+                    raise EOFError("a file ends too early")
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
-        return part if layer is None else part[0]
+        return torch.frombuffer(content, dtype=like.dtype).view(like.shape)
 
 
-class _Into(DefaultLoadPlanner):
-    """Puts what is read into one tensor."""
+def _data(file: Any, offset: int, length: int) -> tuple[int, int]:
+    """Where in a file the numbers of the tensor stand that torch.save wrote at an offset, and their bytes."""
+    with zipfile.ZipFile(_Slice(file, offset, length)) as archive:
+        entry = next((entry for entry in archive.infolist() if entry.filename.endswith("/data/0")), None)
+    if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("a part is not as torch.save writes it")
+    file.seek(offset + entry.header_offset)
+    header = file.read(30)  # of which the last four bytes are the lengths of the name and of what follows it
+    return offset + entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28)), entry.file_size
 
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__()
-        self._tensor = tensor
 
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        place = self._tensor
-        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            place = place.narrow(axis, start, length)
-        return place
+class _Slice(io.RawIOBase):
+    """A part of a file as a file, for zipfile, which looks at its end first."""
 
-    def commit_tensor(self, read_item: ReadItem, tensor: Any) -> None:
-        """Nothing is left to do: the tensor was written in place."""
+    def __init__(self, file: Any, offset: int, length: int) -> None:
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._length)[whence]
+        if self._at < 0:
+            raise ValueError("a place before the beginning")
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._length - self._at, 0)
+        self._file.seek(self._offset + self._at)
+        found: bytes = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(found)
+        return found

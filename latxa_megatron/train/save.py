@@ -7,7 +7,7 @@ import pickle
 import queue
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,13 +135,18 @@ class Saver:
         dist.barrier()
 
 
-def write(final: Path, sharded_state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write a sharded state dict as the torch_dist directory `final`, with facts and file hashes in run.json."""
+def write(final: Path, fill: Callable[[Path], None], facts: dict[str, Any]) -> None:
+    """Write the torch_dist directory `final` in this process alone, with facts and file hashes in run.json.
+
+    fill: writes the checkpoint into an empty directory.
+    """
     partial = final.with_name(final.name + ".partial")
-    _clear(partial)
-    with held_back(), _writing(partial):
-        _write(sharded_state, partial, background=False)
-    _publish(partial, final, facts, _sums(partial, _share(partial)))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with _writing(partial):
+        fill(partial)
+    names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
+    _name(partial, final, facts, _sums(partial, names))
 
 
 def _clear(partial: Path) -> None:
@@ -183,13 +188,16 @@ def _publish(partial: Path, final: Path, facts: dict[str, Any], sums: dict[str, 
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, sums)
     if dist.get_rank() == 0:
-        every = {name: share[name] for share in shares for name in sorted(share)}
-        sizes = {name: (partial / name).stat().st_size for name in every}
-        write_json(partial / RUN_FILE, {**facts, "latxa_megatron": __version__, "sha256": every, "bytes": sizes})
-        if final.exists():  # damaged, or it would have been resumed from
-            shutil.rmtree(final)
-        move_into_place(partial, final)
+        _name(partial, final, facts, {name: share[name] for share in shares for name in sorted(share)})
     dist.barrier()
+
+
+def _name(partial: Path, final: Path, facts: dict[str, Any], sums: dict[str, str]) -> None:
+    sizes = {name: (partial / name).stat().st_size for name in sums}
+    write_json(partial / RUN_FILE, {**facts, "latxa_megatron": __version__, "sha256": sums, "bytes": sizes})
+    if final.exists():  # damaged, or it would have been resumed from
+        shutil.rmtree(final)
+    move_into_place(partial, final)
 
 
 def _on_all_ranks(done: bool) -> bool:

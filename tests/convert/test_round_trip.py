@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from latxa_megatron.convert import exporter, importer
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.train.distributed import connected
 from tests.tiny import load_llama, write_llama
 
 
@@ -36,6 +38,37 @@ def test_export_of_an_import_is_the_source(options, tmp_path):
     dtype = options.get("dtype", torch.float32)
     with torch.no_grad():
         assert torch.equal(load_llama(source, dtype)(tokens).logits, load_llama(tmp_path / "back", dtype)(tokens).logits)
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 5000])
+def test_tensors_in_pieces_are_the_same(piece, tmp_path, monkeypatch):
+    """Also to megatron-core's own reader, which finds no gap and no overlap."""
+    from megatron.core import dist_checkpointing
+
+    source = write_llama(tmp_path / "hf", dtype=torch.bfloat16)
+    whole = import_hf(source, tmp_path / "whole")
+    monkeypatch.setattr(importer, "PIECE_BYTES", piece)
+    monkeypatch.setattr(exporter, "PIECE_BYTES", piece)
+    cut = import_hf(source, tmp_path / "cut")
+    assert (cut / "__0_0.distcp").stat().st_size > (whole / "__0_0.distcp").stat().st_size
+    export_hf(tmp_path / "cut", tmp_path / "back")
+    before, after = (load_file(path / "model.safetensors") for path in (source, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    with connected():
+        expected, found = (dist_checkpointing.load_plain_tensors(str(path)) for path in (whole, cut))
+    assert expected.pop("content_metadata") == found.pop("content_metadata")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path):
+    source = write_llama(tmp_path / "hf")
+    one, other = (import_hf(source, tmp_path / name) for name in ("one", "other"))
+    files = sorted(path.name for path in one.iterdir())
+    assert ".metadata" in files
+    for name in files:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def test_the_checkpoint_is_megatrons(tmp_path):
