@@ -29,12 +29,11 @@ def export_hf(source: Path, out: Path, like: Path | None = None) -> None:
     shape = LlamaShape.from_hf(origin)
     files = read_json(origin / WEIGHT_MAP) if (origin / WEIGHT_MAP).is_file() else weight_map(origin)
     files = {name: file for name, file in files.items() if not name.endswith("rotary_emb.inv_freq")}  # of old Llama 2 files
-    reader = TorchDistReader(directory)
+    entries = _entries(TorchDistReader(directory), shape, list(files), directory)
     with new_directory(out) as partial:
         total = 0
         for file in dict.fromkeys(files.values()):
-            names = [name for name, where in files.items() if where == file]
-            total += write_safetensors(partial / file, _entries(reader, shape, names, directory))
+            total += write_safetensors(partial / file, [entry for entry in entries if files[entry.name] == file])
         for name in COMPANIONS:
             if (origin / name).is_file():
                 shutil.copyfile(origin / name, partial / name)

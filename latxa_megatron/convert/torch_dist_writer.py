@@ -1,4 +1,4 @@
-"""Writes a torch_dist directory as megatron-core reads it, in the memory of a few pieces of its tensors, without a process group.
+"""Writes a torch_dist directory as megatron-core reads it, in the memory of a piece of a tensor, without a process group.
 
 A tensor is written as pieces, each of which is read from wherever it comes from when its turn is there. The files are torch's
 distributed checkpoint, written by torch's own writer; the same input gives the same bytes.
@@ -42,12 +42,12 @@ class Stored:
     pieces: Sequence[Piece]
 
 
-def write_torch_dist(directory: Path, tensors: Sequence[Stored], common: dict[str, Any], workers: int = 1) -> None:
-    """Fill an empty directory. common: what is no tensor, for common.pt. workers: threads, which hold one piece each.
+def write_torch_dist(directory: Path, tensors: Sequence[Stored], common: dict[str, Any]) -> None:
+    """Fill an empty directory. common: what is no tensor, for common.pt.
 
     Raises OSError where the disk does, and what a piece's read raises.
     """
-    writer = _Writer(directory, thread_count=workers)
+    writer = _Writer(directory)
     planner = _Planner(tensors)
     writer.set_up_storage_writer(True)
     plan = writer.prepare_global_plan([writer.prepare_local_plan(planner.create_local_plan())])[0]
@@ -69,11 +69,7 @@ class _Planner(SavePlanner):
 
     def __init__(self, tensors: Sequence[Stored]) -> None:
         self._tensors = tensors
-        self._pieces = {
-            MetadataIndex(tensor.name, torch.Size(piece.offsets), i): piece
-            for tensor in tensors
-            for i, piece in enumerate(tensor.pieces)
-        }
+        self._reads: dict[MetadataIndex, Callable[[], Tensor]] = {}
 
     def metadata(self) -> Metadata:
         return Metadata(
@@ -86,16 +82,17 @@ class _Planner(SavePlanner):
         )
 
     def create_local_plan(self) -> SavePlan:
-        of_name = {tensor.name: tensor for tensor in self._tensors}
         items = []
-        for index, piece in self._pieces.items():
-            tensor = of_name[index.fqn]
-            data = TensorWriteData(_chunk(piece), TensorProperties(tensor.dtype), torch.Size(piece.sizes))
-            items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
+        for tensor in self._tensors:
+            for i, piece in enumerate(tensor.pieces):
+                index = MetadataIndex(tensor.name, torch.Size(piece.offsets), i)
+                data = TensorWriteData(_chunk(piece), TensorProperties(tensor.dtype), torch.Size(piece.sizes))
+                items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
+                self._reads[index] = piece.read
         return SavePlan(items)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._pieces[write_item.index].read()
+        return self._reads[write_item.index]()
 
     def set_up_planner(self, *_: Any, **__: Any) -> None:
         """There is no state dict to plan from."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupSignature
-from datatrove.utils.word_tokenizers import WordTokenizer
+from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from loguru import logger
 
 from latxa_megatron.data.cleaning.words import Hashes, ngram_hashes, word_hashes
@@ -49,21 +49,8 @@ def _config(threshold: float) -> MinhashConfig:
     return MinhashConfig(n_grams=SHINGLE, num_buckets=count, hashes_per_bucket=rows)
 
 
-class _Words(WordTokenizer):
-    """datatrove asks for a tokenizer of words; ours come as words already."""
-
-    def word_tokenize(self, text: str) -> list[str]:
-        return text.split()
-
-    def sent_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
-
-    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
-
-
 class _Signatures(MinhashDedupSignature):
-    """datatrove's first step, for texts that are normalized already, and a block of a long text at a time."""
+    """datatrove's first step, for texts that are words already, so its tokenizer of words is not asked; a block at a time."""
 
     def get_shingles(self, text: str) -> Any:
         return shingles(text.split()).reshape(-1, 1)
@@ -76,7 +63,7 @@ class _Signatures(MinhashDedupSignature):
 def write_signatures(scratch: Path, threshold: float, task: int, texts: Iterator[list[str]]) -> None:
     """Sorted signatures of a task's texts (each its words), one file for each bucket."""
     documents = (Document(" ".join(some), str(i)) for i, some in enumerate(texts))
-    _Signatures(str(scratch / "signatures"), _config(threshold), language=_Words()).run(documents, rank=task)
+    _Signatures(str(scratch / "signatures"), _config(threshold), language=WhitespaceTokenizer()).run(documents, rank=task)
 
 
 def write_pairs(scratch: Path, threshold: float, bucket: int) -> None:
