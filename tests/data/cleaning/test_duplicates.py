@@ -128,7 +128,7 @@ def test_a_long_text_is_signed_in_blocks(monkeypatch):
     from latxa_megatron.data.cleaning import signatures
 
     hashes = signatures.shingles(document(random.Random(7), 500)).reshape(-1, 1)
-    signer = signatures._Signatures("unused", signatures._config(0.8), language=signatures._Words())
+    signer = signatures._Signatures("unused", signatures._config(0.8), language=signatures.WhitespaceTokenizer())
     whole = signer.get_signature(hashes)
     assert whole == signatures.MinhashDedupSignature.get_signature(signer, hashes)
     monkeypatch.setattr(signatures, "_BLOCK", 7)
