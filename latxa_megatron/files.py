@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from latxa_megatron.errors import LatxaError
 
 
@@ -55,6 +57,13 @@ def read_json(path: Path) -> Any:
         raise LatxaError(f"{path}: there is no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LatxaError(f"{path}: is not valid JSON ({error}); make it again") from None
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Raise LatxaError where the disk of a directory has not so many bytes left."""
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        raise LatxaError(f"{directory}: {decimal(size)} are to be written, and {decimal(free)} are free")
 
 
 @contextmanager

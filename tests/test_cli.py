@@ -23,6 +23,7 @@ def latxa(monkeypatch, capsys):
     def run(*arguments, cwd) -> Result:
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # and put back, for verify hides the GPUs
         monkeypatch.setattr("sys.argv", ["latxa", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
@@ -40,6 +41,11 @@ def inputs(tmp_path, byte_tokenizer):
     (tmp_path / "type.yaml").write_text("name: a\nout: out\nmodel: {hf: hf}\ndata: {store: s, plan: p}\noptimizer:\n  lr: fast\n")
     (tmp_path / "right.yaml").write_text("name: a\nout: out\nmodel: {hf: hf}\ndata: {store: s, plan: p}\n")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("model") / "hf")
 
 
 BUILD = ("data", "build", "--out", "store", "--tokenizer", "{tokenizer}", "--source")
@@ -78,6 +84,11 @@ CASES = {
         "a source has epochs or a weight, not both",
     ),
     "no model to import": (("convert", "import", "--hf", "hf", "--out", "c"), "hf: there is no such Hugging Face directory"),
+    "no adapter": (
+        ("convert", "import", "--hf", "{model}", "--out", "c", "--adapter", "a"),
+        "a: has no adapter_model.safetensors",
+    ),
+    "no checkpoint to verify": (("convert", "verify", "--hf", "{model}", "--checkpoint", "c"), "c: holds no whole Megatron"),
     "no checkpoint": (("convert", "export", "--checkpoint", "c", "--out", "h"), "c: holds no whole Megatron checkpoint"),
     "near duplicates": (
         ("data", "clean", "--out", "c", "--source", "a=good.jsonl", "--near", "most"),
@@ -93,10 +104,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_sentence_and_status_2(name, inputs, byte_tokenizer, latxa):
+def test_one_sentence_and_status_2(name, inputs, byte_tokenizer, model, latxa):
     arguments, message = CASES[name]
     before = sorted(path.name for path in inputs.iterdir())
-    result = latxa(*(a.format(tokenizer=byte_tokenizer) for a in arguments), cwd=inputs)
+    result = latxa(*(a.format(tokenizer=byte_tokenizer, model=model) for a in arguments), cwd=inputs)
     assert result.status == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -123,6 +134,9 @@ def test_the_commands_of_the_road(inputs, byte_tokenizer, latxa):
     assert latxa("convert", "export", "--checkpoint", "ckpt", "--out", "back", cwd=inputs).status == 0
     source = (inputs / "hf" / "model.safetensors").read_bytes()
     assert (inputs / "back" / "model.safetensors").read_bytes() == source
+    proved = latxa("convert", "verify", "--hf", "hf", "--checkpoint", "ckpt", cwd=inputs)
+    assert "the same: 39 tensors, 0.00 GB, bit for bit" in proved.stdout
+    assert "logits" in proved.stdout
 
 
 def test_verify_and_merge_as_a_user_types_them(inputs, byte_tokenizer, latxa):

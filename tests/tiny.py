@@ -1,4 +1,4 @@
-"""Tiny random Llamas as Hugging Face directories, and token stores of given documents, for tests that need no real ones."""
+"""Tiny random Llamas and relatives as Hugging Face directories, and token stores of given documents, instead of real ones."""
 
 from pathlib import Path
 
@@ -26,12 +26,16 @@ def write_llama(
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
     max_shard_size: str = "5GB",
+    family: str = "Llama",
     **sizes: int,
 ) -> Path:
-    """A random Llama with grouped-query attention: 4 layers, hidden 64, 8 heads, 4 key-value heads, vocabulary 128."""
+    """A random Llama with grouped-query attention: 4 layers, hidden 64, 8 heads, 4 key-value heads, vocabulary 128.
+
+    family: or what else transformers calls FAMILYForCausalLM.
+    """
     import transformers
 
-    config = transformers.LlamaConfig(
+    config = getattr(transformers, f"{family}Config")(
         **{
             "vocab_size": 128,
             "hidden_size": 64,
@@ -52,9 +56,9 @@ def write_llama(
     )
     config.rope_parameters = {"rope_theta": 50000.0, **(rope or {"rope_type": "default"})}
     torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(config)
-    for name, weight in model.named_parameters():  # norms of 1 would hide a norm that is mixed up
-        if "norm" in name:
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, weight in model.named_parameters():  # norms of 1 and biases of 0 would hide one that is mixed up
+        if "norm" in name or "bias" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
     model.to(dtype).save_pretrained(str(directory), max_shard_size=max_shard_size)
     return directory
@@ -63,7 +67,7 @@ def write_llama(
 def load_llama(directory: Path, dtype: torch.dtype = torch.float32):
     import transformers
 
-    return transformers.LlamaForCausalLM.from_pretrained(str(directory), dtype=dtype, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, attn_implementation="eager").eval()
 
 
 def write_store(

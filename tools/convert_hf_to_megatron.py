@@ -1,10 +1,11 @@
-"""Write a Hugging Face directory of a Llama model as a Megatron torch_dist checkpoint.
+"""Write a Hugging Face directory of a model as a Megatron torch_dist checkpoint.
 
-    python tools/convert_hf_to_megatron.py --hf Llama-3.1-8B --out checkpoints/Llama-3.1-8B
+    python tools/convert_hf_to_megatron.py --load-dir Llama-3.1-8B --save-dir checkpoints/Llama-3.1-8B
 
---load-dir and --save-dir are other names of --hf and --out. The same as `latxa convert import`. The checkpoint is
-SAVE/iter_0000000 and loads at any parallel layout; one process and no GPU are enough. Exit status 2 with one sentence
-on stderr where the directory cannot be converted.
+--hf and --out are other names of --load-dir and --save-dir, and so are Megatron-Bridge's --hf-model and --megatron-path.
+The same as `latxa convert import`. The checkpoint is SAVE/iter_0000000 and loads at any parallel layout: what Megatron-LM's
+converter wants to know of it (--target-tensor-parallel-size and the like) is accepted and changes nothing. One process and
+no GPU are enough. Exit status 2 with one sentence on stderr where the directory cannot be converted.
 """
 
 import argparse
@@ -13,19 +14,33 @@ from pathlib import Path
 
 from latxa_megatron.errors import LatxaError
 
+NEEDLESS = ("--model-type", "--loader", "--saver", "--checkpoint-type", "--model-size")
+NEEDLESS_SIZES = ("--target-tensor-parallel-size", "--target-pipeline-parallel-size")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[2], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hf", "--load-dir", type=Path, required=True, metavar="DIR", help="Hugging Face directory")
-    parser.add_argument("--out", "--save-dir", type=Path, required=True, metavar="SAVE", help="checkpoint to write")
+    parser.add_argument(
+        *("--load-dir", "--hf", "--hf-model"), dest="hf", required=True, metavar="DIR_OR_ID", help="Hugging Face directory"
+    )
+    parser.add_argument(
+        *("--save-dir", "--out", "--megatron-path"), dest="out", type=Path, required=True, metavar="SAVE", help="to write"
+    )
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA that PEFT saved, to be merged into the weights")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads")
+    for flag in NEEDLESS:
+        parser.add_argument(flag, help=argparse.SUPPRESS)
+    for flag in NEEDLESS_SIZES:
+        parser.add_argument(flag, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # megatron-core warns of each optional package that is not there
+    from latxa_megatron.convert.hf import local_directory
     from latxa_megatron.convert.importer import import_hf
 
     try:
-        print(import_hf(args.hf, args.out))
+        print(import_hf(local_directory(args.hf), args.out, adapter=args.adapter, workers=args.workers))
     except LatxaError as error:
         parser.exit(2, f"error: {error}\n")
 

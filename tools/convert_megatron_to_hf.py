@@ -1,10 +1,11 @@
-"""Write a Megatron torch_dist checkpoint of a Llama model as a Hugging Face directory.
+"""Write a Megatron torch_dist checkpoint as a Hugging Face directory.
 
-    python tools/convert_megatron_to_hf.py --checkpoint run/checkpoints --out exported
+    python tools/convert_megatron_to_hf.py --load-dir run/checkpoints --save-dir exported
 
---load-dir and --save-dir are other names of --checkpoint and --out. The same as `latxa convert export`. CKPT is one
-iter_* directory, or a directory of them, of which the newest is taken. HF is a directory of the same model; without
---like it is what the import kept. Exit status 2 with one sentence on stderr where the checkpoint cannot be converted.
+--checkpoint and --out are other names of --load-dir and --save-dir, and so are Megatron-Bridge's --megatron-path and --hf-path;
+its --hf-model is --like. The same as `latxa convert export`. CKPT is one torch_dist directory, or a directory of them, of which
+the newest is taken. HF is the same model as a Hugging Face directory; without --like it is what the import kept. Exit status 2
+with one sentence on stderr where the checkpoint cannot be converted.
 """
 
 import argparse
@@ -13,22 +14,35 @@ from pathlib import Path
 
 from latxa_megatron.errors import LatxaError
 
+NEEDLESS = ("--model-type", "--loader", "--saver")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[2], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", "--load-dir", type=Path, required=True, metavar="CKPT", help="Megatron checkpoint to read"
+        *("--load-dir", "--checkpoint", "--megatron-path"),
+        dest="checkpoint",
+        type=Path,
+        required=True,
+        metavar="CKPT",
+        help="to read",
     )
-    parser.add_argument("--out", "--save-dir", type=Path, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--like", type=Path, metavar="HF", help="Hugging Face directory with the configuration to copy")
+    parser.add_argument(
+        *("--save-dir", "--out", "--hf-path"), dest="out", type=Path, required=True, metavar="DIR", help="directory to write"
+    )
+    parser.add_argument("--like", "--hf-model", dest="like", metavar="HF", help="the same model, for configuration and tokenizer")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads")
+    for flag in NEEDLESS:
+        parser.add_argument(flag, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # megatron-core warns of each optional package that is not there
     from latxa_megatron.convert.exporter import export_hf
+    from latxa_megatron.convert.hf import local_directory
 
     try:
-        export_hf(args.checkpoint, args.out, args.like)
+        export_hf(args.checkpoint, args.out, local_directory(args.like) if args.like else None, workers=args.workers)
     except LatxaError as error:
         parser.exit(2, f"error: {error}\n")
     print(args.out)

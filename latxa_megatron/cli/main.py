@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from latxa_megatron import launcher
+from latxa_megatron.cli.convert import convert
 from latxa_megatron.cli.data import data
 from latxa_megatron.cli.terminal import OPTIONS, console
 from latxa_megatron.errors import LatxaError
@@ -25,7 +26,6 @@ app = typer.Typer(
     help="From an open-weight LLM and a corpus in a low-resource language to a trained model, on Megatron-core.",
     **OPTIONS,
 )
-convert = typer.Typer(help="Turn Hugging Face directories into Megatron checkpoints and back.", **OPTIONS)
 launch = typer.Typer(help="Start training on several processes.", **OPTIONS)
 recipes = typer.Typer(help="Look at the run files that ship.", **OPTIONS)
 for _name, _group in (("data", data), ("convert", convert), ("launch", launch), ("recipes", recipes)):
@@ -36,35 +36,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to change, as in optimizer.lr=1e-5."),
 ]
-
-
-@convert.command("import")
-def convert_import(
-    hf: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face directory (config.json, safetensors, tokenizer).")],
-    out: Annotated[Path, typer.Option(metavar="CKPT", help="Checkpoint directory to write.")],
-) -> None:
-    """Write a Hugging Face model as a Megatron torch_dist checkpoint, to load at any parallel layout."""
-    from latxa_megatron.convert.importer import import_hf
-
-    with console.status("importing"):
-        final = import_hf(hf, out)
-    console.print(f"checkpoint: {final}", soft_wrap=True)
-
-
-@convert.command("export")
-def convert_export(
-    checkpoint: Annotated[Path, typer.Option(metavar="CKPT", help="Checkpoint directory, or one iter_* in it.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face directory to write.")],
-    like: Annotated[
-        Path | None, typer.Option(metavar="HF_DIR", help="Directory to take configuration and tokenizer from.")
-    ] = None,
-) -> None:
-    """Write a Megatron checkpoint as a Hugging Face directory that transformers loads."""
-    from latxa_megatron.convert.exporter import export_hf
-
-    with console.status("exporting"):
-        export_hf(checkpoint, out, like)
-    console.print(f"model: {out}", soft_wrap=True)
 
 
 @app.command("train")

@@ -1,7 +1,11 @@
-"""Hugging Face directories: the tensors of their safetensors files, read one at a time, and the files that go with them."""
+"""Hugging Face directories: the tensors of their safetensors files, read by rows, and the files that go with them."""
 
+import json
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -9,7 +13,7 @@ from torch import Tensor
 
 from latxa_megatron.convert.safetensors_writer import DTYPES
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import read_json
+from latxa_megatron.files import fingerprint, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,60 +32,141 @@ COMPANIONS = (
 )
 """Files beside the weights that a model needs to be loaded and talked to."""
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-class HfTensors:
-    """The tensors of a directory by name, read by rows.
 
-    A file is opened anew for each read: the pages of a file that stays mapped would count as this process's memory.
-    Raises LatxaError for a file that is missing or damaged.
+def local_directory(name: str) -> Path:
+    """The directory that a path names, or that a model of the Hugging Face hub is downloaded to, or was before.
+
+    Raises LatxaError where there is neither.
+    """
+    if Path(name).is_dir() or not _HUB_ID.fullmatch(name):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", INDEX, *COMPANIONS]))
+    except LocalEntryNotFoundError:
+        raise LatxaError(f"{name}: is no directory, and the Hugging Face hub cannot be reached") from None
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LatxaError(f"{name}: is no directory, and the Hugging Face hub does not give it ({reason[:200]})") from None
+
+
+class Place(NamedTuple):
+    """Where a tensor's bytes begin, and what they are."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Tensors:
+    """Tensors in safetensors files by name, read by rows.
+
+    Files are not mapped: the pages of a file that stays mapped would count as this process's memory.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._files = {name: directory / file for name, file in weight_map(directory).items()}
-        self._found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for path in sorted(set(self._files.values())):
-            with _open(path) as file:
-                there = set(file.keys())
-                for name in [name for name, where in self._files.items() if where == path]:
-                    if name not in there:
-                        raise LatxaError(f"{path}: has no tensor {name}, which {INDEX} says it has")
-                    part = file.get_slice(name)
-                    if part.get_dtype() not in DTYPES:
-                        raise LatxaError(f"{path}: {name} has the type {part.get_dtype()}; known are {', '.join(DTYPES)}")
-                    self._found[name] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+    def __init__(self, places: dict[str, Place]) -> None:
+        self._places = places
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._places
 
     def names(self) -> list[str]:
-        return list(self._files)
+        return list(self._places)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._found[name][0]
+    def files(self) -> list[Path]:
+        return sorted({place.path for place in self._places.values()})
 
-    def dtype(self, name: str) -> torch.dtype:
-        return self._found[name][1]
+    def place(self, name: str) -> Place:
+        return self._places[name]
 
     def read_into(self, target: Tensor, name: str, start: int) -> None:
-        """Fill a tensor with as many rows as it has, from row `start` on."""
-        with _open(self._files[name]) as file:
-            target.copy_(file.get_slice(name)[start : start + len(target)])
+        """Fill a contiguous tensor of the same type with as many rows as it has, from row `start` on."""
+        path, offset, shape, dtype = self._places[name]
+        content = target.view(torch.uint8).numpy().data.cast("B")
+        try:
+            with path.open("rb") as file:
+                file.seek(offset + start * math.prod(shape[1:]) * dtype.itemsize)
+                if file.readinto(content) != len(content):
+                    raise LatxaError(f"{path}: has become shorter")
+        except OSError as error:
+            raise LatxaError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of a tensor."""
+        shape = self.place(name).shape
+        found = torch.empty(((shape[0] if stop is None else stop) - start, *shape[1:]), dtype=self.place(name).dtype)
+        self.read_into(found, name, start)
+        return found
+
+    def blocks(self, name: str, size: int) -> Iterator[Tensor]:
+        """All rows of a tensor in order, some of them at a time, of so many bytes at most."""
+        _, _, (rows, *width), dtype = self.place(name)
+        step = max(1, size // (math.prod(width) * dtype.itemsize))
+        for start in range(0, rows, step):
+            yield self.read(name, start, min(start + step, rows))
+
+
+class HfTensors(Tensors):
+    """The tensors of a Hugging Face directory. Raises LatxaError for a file that is missing or damaged."""
+
+    def __init__(self, directory: Path) -> None:
+        found = {}
+        files = weight_map(directory)
+        for path in sorted({directory / file for file in files.values()}):
+            there = places(path)
+            for name in [name for name, file in files.items() if directory / file == path]:
+                if name not in there:
+                    raise LatxaError(f"{path}: has no tensor {name}, which {INDEX} says it has")
+                found[name] = there[name]
+        super().__init__(found)
+        self._config = directory / "config.json"
+
+    def settings(self) -> dict[str, str]:
+        """What beside the files of weights tells these tensors from others, as fingerprints."""
+        return {"config": fingerprint(self._config.read_text())}
 
 
 def weight_map(directory: Path) -> dict[str, str]:
-    """Tensor name -> file name, in the order of the index (or of the one file)."""
-    if (directory / INDEX).is_file():
-        return dict(read_json(directory / INDEX)["weight_map"])
+    """Tensor name -> file name, in the order of the index (or of the one file). Raises LatxaError for an index that is none."""
+    index = directory / INDEX
+    if index.is_file():
+        found = read_json(index)
+        files = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise LatxaError(f"{index}: has no weight_map")
+        for file in files.values():
+            if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name:
+                raise LatxaError(f"{index}: {file!r} is not the name of a safetensors file beside it")
+        return dict(files)
     if not (directory / SINGLE).is_file():
+        if pickled := sorted(path.name for path in directory.glob("pytorch_model*.bin")):
+            what = f"{pickled[0]} is a pickle, which can run any program"
+            raise LatxaError(f"{directory}: {what}; only safetensors weights are read")
         raise LatxaError(f"{directory}: has neither {SINGLE} nor {INDEX}; only safetensors weights are read")
-    with _open(directory / SINGLE) as file:
-        return dict.fromkeys(file.keys(), SINGLE)
+    return dict.fromkeys(places(directory / SINGLE), SINGLE)
 
 
-def _open(path: Path) -> Any:
+def places(path: Path) -> dict[str, Place]:
+    """Where the tensors of a file stand, in their order, once the safetensors library has found nothing wrong with it."""
     try:
-        return safe_open(str(path), framework="pt")
+        with safe_open(str(path), framework="pt"):
+            pass
     except FileNotFoundError:
         raise LatxaError(f"{path}: is missing; download the model again") from None
     except (OSError, SafetensorError) as error:
         raise LatxaError(f"{path}: is not a whole safetensors file ({error})") from None
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in DTYPES:
+            raise LatxaError(f"{path}: {name} has the type {entry['dtype']}; known are {', '.join(DTYPES)}")
+        found[name] = Place(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
+    return found

@@ -6,85 +6,110 @@ needs nothing else.
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from latxa_megatron.convert.adapter import AdaptedTensors
 from latxa_megatron.convert.hf import COMPANIONS, HfTensors, weight_map
-from latxa_megatron.convert.names import Row, Run, rows, runs
-from latxa_megatron.convert.torch_dist_writer import Piece, Stored, write_torch_dist
+from latxa_megatron.convert.megatron_args import common
+from latxa_megatron.convert.names import EMBEDDING, Row, Run, rows, runs
+from latxa_megatron.convert.origin import ORIGIN, WEIGHT_MAP
+from latxa_megatron.convert.source import check_source
+from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
+from latxa_megatron.convert.torch_dist_writer import Piece, Stored, TorchDistWriter
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import fingerprint, sha256, write_atomically, write_json
+from latxa_megatron.files import locked, require_space, sha256, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint, save
 
-PIECE_BYTES = 64 << 20
-"""What is held in memory of a tensor at once."""
 
-COMMON = {"content_metadata": checkpoint.CONTENT}
+class _Sourced(NamedTuple):
+    """A piece, and where in the source it begins."""
 
-ORIGIN = "hf"
-WEIGHT_MAP = "weight_map.json"
+    path: Path
+    offset: int
+    piece: Piece
 
 
-def import_hf(hf: Path, out: Path) -> Path:
+def import_hf(
+    hf: Path, out: Path, *, adapter: Path | None = None, workers: int = 2, report: Report = lambda done, total: None
+) -> Path:
     """Write the weights of a Hugging Face directory as OUT/iter_0000000; return that directory.
 
-    Does nothing where OUT holds the import of the same directory. Raises LatxaError for a model that is not a Llama, a tensor
-    that is missing or has another shape than config.json says, and where OUT holds something else.
+    adapter: a directory of a LoRA of PEFT's, which is merged into the weights. workers: threads, each with a file of the source;
+    the result does not depend on them. Does nothing where OUT holds the import of the same directory. Raises LatxaError for a
+    model of no known family, a tensor that is missing or has another shape than config.json says, a disk that is too small, and
+    where OUT holds something else.
     """
     shape = LlamaShape.from_hf(hf)
+    tensors = HfTensors(hf) if adapter is None else AdaptedTensors(hf, adapter)
+    check_source(hf, shape, tensors)
+    pieces = [piece for row in rows(shape) for piece in _pieces(shape, row, tensors)]
     final = checkpoint.iteration_directory(out, 0)
-    identity = _identity(hf)
-    if final.exists():
-        if checkpoint.read_facts(final).get("imported") != identity:
-            raise LatxaError(f"{final}: holds another checkpoint; remove it or name another directory")
-    else:
-        tensors = HfTensors(hf)
-        stored = [_stored(shape, row, tensors) for row in rows(shape)]
-        _check_all_used(hf, shape, tensors)
-        save.write(final, lambda place: write_torch_dist(place, stored, COMMON), {"step": 0, "imported": identity})
-    _keep_origin(hf, out / ORIGIN)
-    write_atomically(out / checkpoint.TRACKER, "0\n")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, "importing a model there"):
+        if final.exists():
+            sums = {path.name: sha256(path) for path in tensors.files()}
+            if checkpoint.read_facts(final).get("imported") != {**tensors.settings(), "files": sums}:
+                raise LatxaError(f"{final}: holds another checkpoint; remove it or name another directory")
+        else:
+            require_space(out, sum(each.piece.bytes for each in pieces))
+            save.write(final, partial(_write, shape, tensors, pieces, workers, report))
+        _keep_origin(hf, out / ORIGIN)
+        write_atomically(out / checkpoint.TRACKER, "0\n")
     return final
 
 
-def _identity(hf: Path) -> dict[str, Any]:
-    """What tells one source from another: its configuration and the hash of each of its weight files."""
-    files = {p.name: sha256(p) for p in sorted(hf.glob("*.safetensors"))}
-    return {"config": fingerprint((hf / "config.json").read_text()), "files": files}
+def _write(
+    shape: LlamaShape, tensors: HfTensors, pieces: list[_Sourced], workers: int, report: Report, place: Path
+) -> save.Written:
+    """Fill a directory: a file for each file of the source, of the tensors that begin in it, in their order there.
+
+    So all are read and written from their beginning to their end, and the source is hashed beside, from the same reading.
+    """
+    writer = TorchDistWriter(place)
+    files = tensors.files()
+
+    def convert(number: int, tell: Callable[[int], None]) -> str:
+        with ThreadPoolExecutor(1) as beside:
+            hashing = beside.submit(sha256, files[number])
+            own = sorted((each for each in pieces if each.path == files[number]), key=lambda each: each.offset)
+            if own:
+                writer.write_file(number, [each.piece for each in own], tell)
+            return hashing.result()
+
+    found = in_threads(workers, convert, range(len(files)), sum(each.piece.bytes for each in pieces), report)
+    sums = {path.name: sum_ for path, sum_ in zip(files, found, strict=True)}
+    dtype = tensors.place(EMBEDDING.hf[0]).dtype
+    return save.Written(writer.finish(common(shape, dtype)), {"step": 0, "imported": {**tensors.settings(), "files": sums}})
 
 
-def _stored(shape: LlamaShape, row: Row, tensors: HfTensors) -> Stored:
-    """A tensor of the checkpoint, layer by layer. Raises LatxaError for a part that is not as config.json says."""
+def _pieces(shape: LlamaShape, row: Row, tensors: HfTensors) -> Iterator[_Sourced]:
+    """A tensor of the checkpoint, layer by layer."""
     layers = range(shape.layers) if row.in_layers else [0]
     names = [[name.format(layer) for name in row.hf] for layer in layers]
-    for name in (name for parts in names for name in parts):
-        if name not in tensors:
-            raise LatxaError(f"the Hugging Face directory has no tensor {name}, which its config.json asks for")
-        if tensors.shape(name) != shape.tensor_shape(name):
-            raise LatxaError(f"{name}: has the shape {tensors.shape(name)}, config.json says {shape.tensor_shape(name)}")
-    dtype = tensors.dtype(names[0][0])
-    if other := [name for parts in names for name in parts if tensors.dtype(name) != dtype]:
-        raise LatxaError(f"{other[0]}: is {tensors.dtype(other[0])} and {names[0][0]} {dtype}; they become one tensor")
+    dtype = tensors.place(names[0][0]).dtype
     whole = runs(shape, row)
     width = shape.tensor_shape(row.hf[0])[1:]
+    sizes = (sum(run.rows for run in whole), *width)
+    stored = Stored(row.mcore, (shape.layers, *sizes) if row.in_layers else sizes, dtype)
     most = max(1, PIECE_BYTES // (math.prod(width) * dtype.itemsize))
-    pieces = []
     for layer, parts in enumerate(names):
         first = 0
         for some in _cut(whole, most):
             count = sum(run.rows for run in some)
             at, size = (first, *[0] * len(width)), (count, *width)
             read = partial(_read, tensors, parts, some, size, dtype, stacked=row.in_layers)
-            pieces.append(Piece((layer, *at), (1, *size), read) if row.in_layers else Piece(at, size, read))
+            piece = Piece(stored, (layer, *at), (1, *size), read) if row.in_layers else Piece(stored, at, size, read)
+            place = tensors.place(parts[some[0].part])
+            yield _Sourced(place.path, place.offset + some[0].start * math.prod(width) * dtype.itemsize, piece)
             first += count
-    sizes = (sum(run.rows for run in whole), *width)
-    return Stored(row.mcore, (shape.layers, *sizes) if row.in_layers else sizes, dtype, pieces)
 
 
 def _cut(whole: list[Run], most: int) -> Iterator[list[Run]]:
@@ -113,13 +138,6 @@ def _read(
         tensors.read_into(found[first : first + run.rows], names[run.part], run.start)
         first += run.rows
     return found[None] if stacked else found
-
-
-def _check_all_used(hf: Path, shape: LlamaShape, tensors: HfTensors) -> None:
-    known = {template.format(layer) for row in rows(shape) for template in row.hf for layer in range(shape.layers)}
-    left = [name for name in tensors.names() if name not in known and not name.endswith("rotary_emb.inv_freq")]
-    if left:
-        raise LatxaError(f"{hf}: has the tensor {left[0]}, which a Llama of its config.json does not")
 
 
 def _keep_origin(hf: Path, origin: Path) -> None:

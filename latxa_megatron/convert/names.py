@@ -1,4 +1,4 @@
-"""The one table of names: each Megatron tensor of a Llama, and the Hugging Face tensors whose rows it holds.
+"""The one table of names: each Megatron tensor of a model, and the Hugging Face tensors whose rows it holds.
 
 Names on the Megatron side are those in a checkpoint's files, which are the same for both layer specifications: the norms
 before attention and MLP stand there under Transformer Engine's fused layers. A layer's tensors are stacked over layers.
@@ -14,12 +14,13 @@ from latxa_megatron.model.llama import LlamaShape
 class Row:
     """One Megatron tensor: the rows of its parts one after the other, or by key-value heads, each with its part of all of them.
 
-    In layers, hf names have a {} for the layer.
+    In layers, hf names have a {} for the layer. padded: Megatron may have more rows than there are tokens.
     """
 
     mcore: str
     hf: tuple[str, ...]
     by_heads: bool = False
+    padded: bool = False
 
     @property
     def in_layers(self) -> bool:
@@ -41,22 +42,52 @@ def runs(shape: LlamaShape, row: Row) -> list[Run]:
     return [Run(part, group * size, size) for group in range(groups) for part, size in enumerate(sizes)]
 
 
-_LAYERS = "decoder.layers."
+LAYERS = "decoder.layers."
 _HF = "model.layers.{}."
 
+EMBEDDING = Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), padded=True)
 _LLAMA = (
-    Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
-    Row(_LAYERS + "self_attention.linear_qkv.layer_norm_weight", (_HF + "input_layernorm.weight",)),
-    Row(_LAYERS + "self_attention.linear_qkv.weight", tuple(f"{_HF}self_attn.{x}_proj.weight" for x in "qkv"), by_heads=True),
-    Row(_LAYERS + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",)),
-    Row(_LAYERS + "mlp.linear_fc1.layer_norm_weight", (_HF + "post_attention_layernorm.weight",)),
-    Row(_LAYERS + "mlp.linear_fc1.weight", (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight")),
-    Row(_LAYERS + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",)),
-    Row("decoder.final_layernorm.weight", ("model.norm.weight",)),
+    Row(LAYERS + "self_attention.linear_qkv.layer_norm_weight", (_HF + "input_layernorm.weight",)),
+    Row(LAYERS + "self_attention.linear_qkv.weight", tuple(f"{_HF}self_attn.{x}_proj.weight" for x in "qkv"), by_heads=True),
+    Row(LAYERS + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",)),
+    Row(LAYERS + "mlp.linear_fc1.layer_norm_weight", (_HF + "post_attention_layernorm.weight",)),
+    Row(LAYERS + "mlp.linear_fc1.weight", (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight")),
+    Row(LAYERS + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",)),
 )
-_HEAD = Row("output_layer.weight", ("lm_head.weight",))
+FINAL_NORM = Row("decoder.final_layernorm.weight", ("model.norm.weight",))
+_QKV_BIAS = (
+    Row(LAYERS + "self_attention.linear_qkv.bias", tuple(f"{_HF}self_attn.{x}_proj.bias" for x in "qkv"), by_heads=True),
+)
+_QK_NORM = tuple(Row(f"{LAYERS}self_attention.{x}_layernorm.weight", (f"{_HF}self_attn.{x}_norm.weight",)) for x in "qk")
+HEAD = Row("output_layer.weight", ("lm_head.weight",), padded=True)
 
 
 def rows(shape: LlamaShape) -> tuple[Row, ...]:
     """The rows of a model; tied models have no head of their own."""
-    return _LLAMA if shape.tied else (*_LLAMA, _HEAD)
+    return (
+        EMBEDDING,
+        *_LLAMA,
+        *(_QKV_BIAS if shape.qkv_bias else ()),
+        *(_QK_NORM if shape.qk_norm else ()),
+        FINAL_NORM,
+        *(() if shape.tied else (HEAD,)),
+    )
+
+
+class Part(NamedTuple):
+    """Where a Hugging Face tensor stands in Megatron's: in which row of the table, as which of its parts, in which layer."""
+
+    row: Row
+    part: int
+    layer: int
+
+
+def parts(shape: LlamaShape) -> dict[str, Part]:
+    """Each Hugging Face tensor of a model; the head of a tied one, which some directories have, is its embedding."""
+    found = {
+        name.format(layer): Part(row, part, layer)
+        for row in rows(shape)
+        for layer in (range(shape.layers) if row.in_layers else [0])
+        for part, name in enumerate(row.hf)
+    }
+    return {HEAD.hf[0]: found[EMBEDDING.hf[0]], **found}

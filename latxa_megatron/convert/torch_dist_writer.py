@@ -1,18 +1,21 @@
 """Writes a torch_dist directory as megatron-core reads it, in the memory of a piece of a tensor, without a process group.
 
-A tensor is written as pieces, each of which is read from wherever it comes from when its turn is there. The files are torch's
-distributed checkpoint, written by torch's own writer; the same input gives the same bytes.
+A tensor is written as pieces, each of which is read from wherever it comes from when its turn is there. A file of the directory
+is pieces one after the other, each as torch.save writes it; which stands where is in torch's metadata. The same input gives the
+same bytes.
 """
 
+import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -20,89 +23,75 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 
+from latxa_megatron.convert.hashed import hashed
+from latxa_megatron.files import sha256
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a stored tensor: where it begins, its sizes, and what reads it; the result has these sizes."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    read: Callable[[], Tensor]
+METADATA = ".metadata"
+COMMON = "common.pt"
+CONFIG = "metadata.json"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the checkpoint, and the pieces that it is made of."""
+    """A tensor of the checkpoint."""
 
     name: str
     sizes: tuple[int, ...]
     dtype: torch.dtype
-    pieces: Sequence[Piece]
 
 
-def write_torch_dist(directory: Path, tensors: Sequence[Stored], common: dict[str, Any]) -> None:
-    """Fill an empty directory. common: what is no tensor, for common.pt.
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor: where it begins, its sizes, and what reads it; the result has these sizes."""
 
-    Raises OSError where the disk does, and what a piece's read raises.
-    """
-    writer = _Writer(directory)
-    planner = _Planner(tensors)
-    writer.set_up_storage_writer(True)
-    plan = writer.prepare_global_plan([writer.prepare_local_plan(planner.create_local_plan())])[0]
-    results = writer.write_data(plan, planner).value()
-    writer.finish(planner.metadata(), [results])
-    torch.save(common, directory / "common.pt")
-    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+    tensor: Stored
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    read: Callable[[], Tensor]
 
-
-class _Writer(FileSystemWriter):
-    """Leaves out what is another thing each time: a random id, and the path."""
-
-    def storage_meta(self) -> None:
-        return None
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.sizes) * self.tensor.dtype.itemsize
 
 
-class _Planner(SavePlanner):
-    """Gives torch's writer the pieces; each is read when it is written."""
+class TorchDistWriter:
+    """Fills an empty directory. write_file may be called by several threads, each with another number."""
 
-    def __init__(self, tensors: Sequence[Stored]) -> None:
-        self._tensors = tensors
-        self._reads: dict[MetadataIndex, Callable[[], Tensor]] = {}
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._sums: dict[str, str] = {}
+        self._places: dict[int, list[tuple[Piece, _StorageInfo]]] = {}
 
-    def metadata(self) -> Metadata:
-        return Metadata(
-            {
-                tensor.name: TensorStorageMetadata(
-                    TensorProperties(tensor.dtype), torch.Size(tensor.sizes), [_chunk(piece) for piece in tensor.pieces]
-                )
-                for tensor in self._tensors
-            }
-        )
+    def write_file(self, number: int, pieces: Sequence[Piece], report: Callable[[int], None] = lambda size: None) -> None:
+        """Write a file of pieces, in their order. report: told of the bytes of each piece.
 
-    def create_local_plan(self) -> SavePlan:
-        items = []
-        for tensor in self._tensors:
-            for i, piece in enumerate(tensor.pieces):
-                index = MetadataIndex(tensor.name, torch.Size(piece.offsets), i)
-                data = TensorWriteData(_chunk(piece), TensorProperties(tensor.dtype), torch.Size(piece.sizes))
-                items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
-                self._reads[index] = piece.read
-        return SavePlan(items)
+        Raises OSError where the disk does, and what a piece's read raises.
+        """
+        path = self._directory / f"__0_{number}.distcp"
+        places = []
+        with hashed(path, self._sums) as file:
+            for piece in pieces:
+                begin = file.tell()
+                torch.save(piece.read(), cast("IO[bytes]", file))
+                places.append((piece, _StorageInfo(path.name, begin, file.tell() - begin)))
+                report(piece.bytes)
+        self._places[number] = places
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._reads[write_item.index]()
-
-    def set_up_planner(self, *_: Any, **__: Any) -> None:
-        """There is no state dict to plan from."""
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        return all_plans, self.metadata()
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        return new_plan
-
-
-def _chunk(piece: Piece) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
+    def finish(self, common: dict[str, Any]) -> dict[str, str]:
+        """Write the metadata of all that was written; the SHA-256 of each file. common: what is no tensor."""
+        tensors: dict[Stored, list[ChunkStorageMetadata]] = {}
+        storage: dict[MetadataIndex, _StorageInfo] = {}
+        for _, places in sorted(self._places.items()):
+            for piece, info in places:
+                chunk = ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
+                tensors.setdefault(piece.tensor, []).append(chunk)
+                storage[MetadataIndex(piece.tensor.name, chunk.offsets)] = info
+        described: dict[str, Any] = {
+            tensor.name: TensorStorageMetadata(TensorProperties(tensor.dtype), torch.Size(tensor.sizes), chunks)
+            for tensor, chunks in tensors.items()
+        }
+        (self._directory / METADATA).write_bytes(pickle.dumps(Metadata(described, storage_data=storage)))
+        torch.save(common, self._directory / COMMON)
+        save_config(CheckpointingConfig("torch_dist", 1), str(self._directory))
+        return {**self._sums, **{name: sha256(self._directory / name) for name in (METADATA, COMMON, CONFIG)}}

@@ -22,7 +22,7 @@ Recompute: TypeAlias = int | Literal["none", "selective"]
 def transformer_config(
     shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none", *, deterministic: bool = False
 ) -> TransformerConfig:
-    """megatron-core's configuration: no biases, no dropout, loss summed over tokens."""
+    """megatron-core's configuration: no dropout, loss summed over tokens."""
     gpu, te = device.on_gpu(), device.has_transformer_engine()
     interleaved = layout.vp > 1
     saved: dict[str, Any] = {}
@@ -42,6 +42,8 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tp,

@@ -1,4 +1,4 @@
-"""The sizes of a Llama-architecture model, read from a Hugging Face directory's config.json."""
+"""The sizes of a model of Llama's architecture or a relative of it, read from a Hugging Face directory's config.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,22 @@ from typing import Any
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import read_json
 
+FAMILIES: dict[str, dict[str, bool]] = {
+    "llama": {},  # Llama 2 to 3.3, SmolLM2, and whatever else calls itself one
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},  # 2.5 too
+    "qwen3": {"qk_norm": True},
+}
+"""The model_type of config.json, and what is not a Llama's in such a model."""
+
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """Sizes in elements. rope_factor is Llama 3.1's RoPE scaling (8 there, 32 in 3.2), None without scaling."""
+    """Sizes in elements. rope_factor is Llama 3.1's RoPE scaling (8 there, 32 in 3.2), None without scaling.
+
+    max_positions is the window where attention slides: up to there it is causal attention. qkv_bias: query, key and value have a
+    bias. qk_norm: queries and keys are normalized head by head.
+    """
 
     layers: int
     hidden: int
@@ -24,23 +36,30 @@ class LlamaShape:
     rope_theta: float
     rope_factor: float | None
     tied: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     @classmethod
     def from_hf(cls, directory: Path) -> "LlamaShape":
-        """The shape in DIRECTORY/config.json. Raises LatxaError for a model that is no Llama or has what is not supported."""
+        """The shape in DIRECTORY/config.json. Raises LatxaError for a model of no family here, or with what is not supported."""
         if not directory.is_dir():
             raise LatxaError(f"{directory}: there is no such Hugging Face directory")
         file = directory / "config.json"
         config = read_json(file)
-        if config.get("model_type") != "llama":
-            raise LatxaError(f"{file}: model_type is '{config.get('model_type')}'; only 'llama' is supported")
+        if not isinstance(config, dict):
+            raise LatxaError(f"{file}: is not the configuration of a model")
+        family = config.get("model_type")
+        if family not in FAMILIES:
+            raise LatxaError(f"{file}: model_type is '{family}'; supported are {', '.join(FAMILIES)}")
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
-                raise LatxaError(f"{file}: {key} is set; a Llama with biases is not supported")
+                raise LatxaError(f"{file}: {key} is set; a model with such biases is not supported")
+        if config.get("hidden_act", "silu") != "silu":
+            raise LatxaError(f"{file}: hidden_act is '{config['hidden_act']}'; only silu is supported")
         try:
             heads = config["num_attention_heads"]
             theta, factor = _rope(config, file)
-            return cls(
+            shape = cls(
                 layers=config["num_hidden_layers"],
                 hidden=config["hidden_size"],
                 ffn=config["intermediate_size"],
@@ -48,19 +67,29 @@ class LlamaShape:
                 kv_heads=config.get("num_key_value_heads") or heads,
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 vocab=config["vocab_size"],
-                max_positions=config["max_position_embeddings"],
+                max_positions=_positions(config),
                 norm_eps=config["rms_norm_eps"],
                 rope_theta=theta,
                 rope_factor=factor,
                 tied=config.get("tie_word_embeddings", False),
+                **FAMILIES[family],
             )
         except KeyError as error:
             raise LatxaError(f"{file}: the key {error} is missing") from None
+        except (TypeError, ValueError, ZeroDivisionError):
+            raise LatxaError(f"{file}: a size is not a number") from None
+        sizes = (shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab)
+        if any(not isinstance(size, int) or size < 1 for size in sizes) or heads % shape.kv_heads:
+            raise LatxaError(f"{file}: its sizes are those of no model: {shape}")
+        return shape
 
     def tensor_shape(self, hf_name: str) -> tuple[int, ...]:
         """The shape that a Hugging Face tensor of this model has. Raises KeyError for a name that is none of its."""
-        part = hf_name.removesuffix(".weight").rpartition(".")[2]
+        part, _, kind = hf_name.rpartition(".")
+        part = part.rpartition(".")[2]
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if kind == "bias":
+            return {"q_proj": (queries,), "k_proj": (keys,), "v_proj": (keys,)}[part]
         return {
             "embed_tokens": (self.vocab, self.hidden),
             "lm_head": (self.vocab, self.hidden),
@@ -74,7 +103,15 @@ class LlamaShape:
             "input_layernorm": (self.hidden,),
             "post_attention_layernorm": (self.hidden,),
             "norm": (self.hidden,),
+            "q_norm": (self.head_dim,),
+            "k_norm": (self.head_dim,),
         }[part]
+
+
+def _positions(config: dict[str, Any]) -> int:
+    longest: int = config["max_position_embeddings"]
+    slides = config.get("use_sliding_window", True)  # Mistral has no such key
+    return min(longest, config.get("sliding_window") or longest) if slides else longest
 
 
 def _rope(config: dict[str, Any], file: Path) -> tuple[float, float | None]:

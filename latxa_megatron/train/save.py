@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -135,18 +135,28 @@ class Saver:
         dist.barrier()
 
 
-def write(final: Path, fill: Callable[[Path], None], facts: dict[str, Any]) -> None:
-    """Write the torch_dist directory `final` in this process alone, with facts and file hashes in run.json.
+class Written(NamedTuple):
+    """What a process alone wrote into a directory: the SHA-256 of each file, and the facts for run.json."""
 
-    fill: writes the checkpoint into an empty directory.
+    sums: dict[str, str]
+    facts: dict[str, Any]
+
+
+def write(final: Path, fill: Callable[[Path], Written]) -> None:
+    """Write the torch_dist directory `final` in this process alone. fill: writes it into an empty directory.
+
+    Nothing is left where that fails.
     """
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with _writing(partial):
-        fill(partial)
-    names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
-    _name(partial, final, facts, _sums(partial, names))
+    try:
+        with _writing(partial):
+            written = fill(partial)
+        _name(partial, final, written.facts, written.sums)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _clear(partial: Path) -> None:

@@ -52,11 +52,11 @@ def main(directories: list[Path], layouts: list[dict[str, int]]) -> None:
     from megatron.core import parallel_state
 
     connect()
-    for directory in directories:
-        tokens = torch.from_numpy(np.load(directory / "tokens.npy"))
-        for i, sizes in enumerate(layouts):
-            layout = Layout(**sizes)
-            spread(layout, seed=1)
+    for i, sizes in enumerate(layouts):
+        layout = Layout(**sizes)
+        spread(layout, seed=1)
+        for directory in directories:
+            tokens = torch.from_numpy(np.load(directory / "tokens.npy"))
             chunks = build_model(LlamaShape.from_hf(directory / "hf"), layout, Precision(torch.float32))
             checkpoint.load_weights(checkpoint.resolve(directory / "ckpt"), chunks)
             found = logits(chunks, tokens)

@@ -19,7 +19,13 @@ MODELS = {
     "gqa": {},
     "tied": {"tied": True},
     "wide heads": {"head_dim": 32},
+    "llama 2": {"num_key_value_heads": 8},
     "llama 3.1 rope": {"rope": LLAMA31_ROPE},
+    "llama 3.2": {"rope": {**LLAMA31_ROPE, "factor": 32.0}, "tied": True},
+    "mistral": {"family": "Mistral", "sliding_window": 48},
+    "qwen2": {"family": "Qwen2"},
+    "qwen2.5, tied": {"family": "Qwen2", "tied": True},
+    "qwen3": {"family": "Qwen3", "head_dim": 16},
 }
 LONG = {"rope": LLAMA31_ROPE, "max_position_embeddings": 16384, **SMALL}
 

@@ -1,7 +1,4 @@
-"""Import followed by export is the source, bit for bit; what is not a whole Llama is refused by name."""
-
-import json
-from pathlib import Path
+"""Import followed by export is the source, bit for bit, whatever the pieces and the number of threads."""
 
 import pytest
 import torch
@@ -11,14 +8,16 @@ from latxa_megatron.convert import exporter, importer
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import sha256
+from latxa_megatron.train.checkpoint import read_facts
 from latxa_megatron.train.distributed import connected
 from tests.tiny import load_llama, write_llama
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tied": True}, {"dtype": torch.bfloat16}, {"max_shard_size": "100KB"}],
-    ids=["fp32", "tied", "bf16", "several files"],
+    [{}, {"tied": True}, {"dtype": torch.bfloat16}, {"max_shard_size": "100KB"}, {"family": "Qwen2"}, {"family": "Qwen3"}],
+    ids=["fp32", "tied", "bf16", "several files", "biases", "norms of queries and keys"],
 )
 def test_export_of_an_import_is_the_source(options, tmp_path):
     source = write_llama(tmp_path / "hf", **options)
@@ -57,18 +56,47 @@ def test_tensors_in_pieces_are_the_same(piece, tmp_path, monkeypatch):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     with connected():
         expected, found = (dist_checkpointing.load_plain_tensors(str(path)) for path in (whole, cut))
-    assert expected.pop("content_metadata") == found.pop("content_metadata")
+    for key in ("content_metadata", "args", "checkpoint_version", "iteration"):
+        assert expected.pop(key) == found.pop(key)
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
-def test_the_same_source_gives_the_same_bytes(tmp_path):
-    source = write_llama(tmp_path / "hf")
-    one, other = (import_hf(source, tmp_path / name) for name in ("one", "other"))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_same_source_gives_the_same_bytes(workers, tmp_path):
+    source = write_llama(tmp_path / "hf", max_shard_size="60KB")
+    done = []
+    one = import_hf(source, tmp_path / "one")
+    other = import_hf(source, tmp_path / "other", workers=workers, report=lambda *bytes_: done.append(bytes_))
+    total = sum(tensor.nbytes for path in source.glob("*.safetensors") for tensor in load_file(path).values())
+    assert done[-1] == (total, total)
     files = sorted(path.name for path in one.iterdir())
     assert ".metadata" in files
+    assert "__0_3.distcp" in files
     for name in files:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    facts = read_facts(one)
+    assert facts["sha256"] == {name: sha256(one / name) for name in files if name != "run.json"}
+    assert facts["imported"]["files"] == {path.name: sha256(path) for path in source.glob("*.safetensors")}
+    for out, threads in (("few", 1), ("many", workers)):
+        export_hf(one, tmp_path / out, workers=threads)
+    for path in source.glob("*.safetensors"):
+        assert (tmp_path / "few" / path.name).read_bytes() == (tmp_path / "many" / path.name).read_bytes()
+
+
+def test_a_tied_model_may_have_its_head_in_the_files(tmp_path):
+    """As some on the hub have; an export has it too. One that is not the embedding is refused."""
+    source = write_llama(tmp_path / "hf", tied=True)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    import_hf(source, tmp_path / "ckpt")
+    export_hf(tmp_path / "ckpt", tmp_path / "back")
+    assert torch.equal(load_file(tmp_path / "back" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
+    tensors["lm_head.weight"][3, 5] += 1
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LatxaError, match=r"tie_word_embeddings is set, but lm_head.weight is not model.embed_tokens.weight"):
+        import_hf(source, tmp_path / "other")
 
 
 def test_the_checkpoint_is_megatrons(tmp_path):
@@ -89,43 +117,6 @@ def test_the_checkpoint_is_megatrons(tmp_path):
         "decoder.final_layernorm.weight": (64,),
         "output_layer.weight": (128, 64),
     }
-
-
-def _edit_config(directory: Path, **values) -> None:
-    file = directory / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def _drop(directory: Path) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    del tensors["model.layers.2.mlp.up_proj.weight"]
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def _cut(directory: Path) -> None:
-    file = directory / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_drop, "model.layers.2.mlp.up_proj.weight"),
-        (_cut, "model.safetensors: is not a whole safetensors file"),
-        (lambda d: _edit_config(d, intermediate_size=95), "gate_proj.weight: has the shape"),
-        (lambda d: _edit_config(d, num_hidden_layers=3), "model.layers.3."),
-        (lambda d: _edit_config(d, model_type="gpt2"), "only 'llama' is supported"),
-        (lambda d: _edit_config(d, attention_bias=True), "attention_bias"),
-        (lambda d: _edit_config(d, rope_parameters={"rope_type": "yarn", "factor": 4.0}), "RoPE scaling"),
-        (lambda d: (d / "model.safetensors").unlink(), "only safetensors weights are read"),
-    ],
-)
-def test_a_damaged_source_is_refused_and_nothing_is_left(damage, message, tmp_path):
-    source = write_llama(tmp_path / "hf")
-    damage(source)
-    with pytest.raises(LatxaError, match=message.replace("(", r"\(")):
-        import_hf(source, tmp_path / "ckpt")
-    assert not list((tmp_path / "ckpt").glob("*")) if (tmp_path / "ckpt").exists() else True
 
 
 def test_import_again_is_free_and_another_model_is_refused(tmp_path):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
 def test_the_optimizer_begins_with_the_checkpoints_weights(tmp_path):
     """megatron-core keeps the first random values of such weights for the optimizer; a checkpoint must take their place."""
     from latxa_megatron.convert.importer import import_hf
-    from latxa_megatron.convert.torch_dist import TorchDistReader
+    from latxa_megatron.convert.torch_dist_reader import TorchDistReader
     from latxa_megatron.model.gpt import build_model
     from latxa_megatron.model.layout import Layout, Precision
     from latxa_megatron.model.llama import LlamaShape

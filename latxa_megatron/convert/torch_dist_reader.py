@@ -36,6 +36,9 @@ class TorchDistReader:
             raise LatxaError(f"{self._directory}: has no tensor {name}; it is the checkpoint of another model")
         return stored
 
+    def names(self) -> set[str]:
+        return {name for name, stored in self._metadata.state_dict_metadata.items() if isinstance(stored, TensorStorageMetadata)}
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._stored(name).size)
 

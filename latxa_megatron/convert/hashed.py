@@ -1,0 +1,50 @@
+"""Files whose SHA-256 is computed while they are written, so that nobody need read them again."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that is written from its beginning to its end. Not for several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._at = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or what is like them. Raises OSError where the disk does."""
+        self._hash.update(data)
+        self._file.write(data)
+        self._at += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        return self._at
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def hashed(path: Path, sums: dict[str, str]) -> Iterator[HashedFile]:
+    """A file to write in the block, whose hash is in sums, by its name, after it."""
+    with HashedFile(path) as file:
+        yield file
+    sums[path.name] = file.sha256()

@@ -1,0 +1,206 @@
+"""What is not a whole model is refused by name, before anything is written; no header, however wrong, does anything else."""
+
+import json
+import random
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latxa_megatron.convert import importer
+from latxa_megatron.convert.exporter import export_hf
+from latxa_megatron.convert.hf import HfTensors
+from latxa_megatron.convert.importer import import_hf
+from latxa_megatron.convert.megatron import resolve
+from latxa_megatron.errors import LatxaError
+from tests.tiny import write_llama
+
+
+def _edit_config(directory: Path, **values) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def _edit_tensors(directory: Path, edit) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _edit_header(directory: Path, edit) -> None:
+    file = directory / "model.safetensors"
+    content = file.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    edit(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def _cut(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _shards(directory: Path, edit) -> None:
+    """Spread the tensors over two files, and edit the index of them."""
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    files = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    for file, some in files.items():
+        save_file({name: tensors[name] for name in some}, directory / file, metadata={"format": "pt"})
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, some in files.items() for name in some}}
+    edit(directory, index)
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+GATE = "model.layers.1.mlp.gate_proj.weight"
+
+DAMAGE = {
+    "a tensor is missing": (
+        lambda d: _edit_tensors(d, lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
+        "has no tensor model.layers.2.mlp.up_proj.weight, which its config.json asks for",
+    ),
+    "a tensor too many": (
+        lambda d: _edit_tensors(d, lambda t: t.update({"model.layers.0.mlp.gate_proj.bias": torch.zeros(96)})),
+        "has the tensor model.layers.0.mlp.gate_proj.bias, which a model of its config.json does not",
+    ),
+    "two types in one": (
+        lambda d: _edit_tensors(d, lambda t: t.update({GATE: t[GATE].half()})),
+        "gate_proj.weight is torch.float16 and model.layers.0.mlp.gate_proj.weight torch.float32",
+    ),
+    "a type that is not known": (
+        lambda d: _edit_tensors(d, lambda t: t.update({GATE: t[GATE].to(torch.float8_e4m3fn)})),
+        "gate_proj.weight has the type F8_E4M3; known are F32, F16, BF16",
+    ),
+    "a truncated file": (_cut, "model.safetensors: is not a whole safetensors file"),
+    "offsets that overlap": (
+        lambda d: _edit_header(d, lambda h: h[GATE].update(data_offsets=[0, h[GATE]["data_offsets"][1]])),
+        "model.safetensors: is not a whole safetensors file",
+    ),
+    "a shape larger than its bytes": (
+        lambda d: _edit_header(d, lambda h: h[GATE].update(shape=[960, 64])),
+        "model.safetensors: is not a whole safetensors file",
+    ),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "only safetensors weights are read"),
+    "weights in a pickle": (
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+        "pytorch_model.bin is a pickle, which can run any program; only safetensors weights are read",
+    ),
+    "a missing file": (
+        lambda d: _shards(d, lambda d, index: (d / "b.safetensors").unlink()),
+        "b.safetensors: is missing; download the model again",
+    ),
+    "an index of absent tensors": (
+        lambda d: _shards(d, lambda d, index: index["weight_map"].update({"model.layers.9.x": "a.safetensors"})),
+        "a.safetensors: has no tensor model.layers.9.x, which model.safetensors.index.json says it has",
+    ),
+    "an index without a map": (lambda d: _shards(d, lambda d, index: index.update(weight_map=[])), "has no weight_map"),
+    "an index that leads elsewhere": (
+        lambda d: _shards(d, lambda d, index: index["weight_map"].update({GATE: "../b.safetensors"})),
+        "'../b.safetensors' is not the name of a safetensors file beside it",
+    ),
+    "sizes of another model": (lambda d: _edit_config(d, intermediate_size=95), "gate_proj.weight has the shape"),
+    "fewer layers": (lambda d: _edit_config(d, num_hidden_layers=3), "has the tensor model.layers.3."),
+    "a family that is not known": (
+        lambda d: _edit_config(d, model_type="gpt2"),
+        "model_type is 'gpt2'; supported are llama, mistral, qwen2, qwen3",
+    ),
+    "another activation": (lambda d: _edit_config(d, hidden_act="gelu"), "hidden_act is 'gelu'; only silu is supported"),
+    "biases": (lambda d: _edit_config(d, attention_bias=True), "attention_bias is set"),
+    "another RoPE": (lambda d: _edit_config(d, rope_parameters={"rope_type": "yarn", "factor": 4.0}), "RoPE scaling"),
+    "a size that is a word": (lambda d: _edit_config(d, num_attention_heads="many"), "is not a number|no model"),
+    "heads that do not divide": (lambda d: _edit_config(d, num_key_value_heads=3), "are those of no model"),
+    "a configuration that is a list": (lambda d: (d / "config.json").write_text("[]"), "is not the configuration of a model"),
+    "no configuration": (lambda d: (d / "config.json").unlink(), "config.json: there is no such file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_source_is_refused_and_nothing_is_written(name, tmp_path):
+    damage, message = DAMAGE[name]
+    source = write_llama(tmp_path / "hf")
+    damage(source)
+    with pytest.raises(LatxaError, match=message.replace("(", r"\(")):
+        import_hf(source, tmp_path / "ckpt")
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_headers_that_are_wrong_anywhere_are_refused_or_read_as_they_are(tmp_path):
+    """3000 files, each with one to four bytes of its header, or its length, changed: nothing but LatxaError comes of it."""
+    content = bytearray((write_llama(tmp_path / "hf") / "model.safetensors").read_bytes())
+    (size,) = struct.unpack("<Q", content[:8])
+    file = tmp_path / "model.safetensors"
+    refused, chance = 0, random.Random(5)
+    for _ in range(3000):
+        changed = bytearray(content)
+        for _ in range(chance.randint(1, 4)):
+            changed[chance.randrange(8 + size)] = chance.choice([chance.randrange(256), *b'0123456789"[]{},:-'])
+        file.write_bytes(changed)
+        try:
+            tensors = HfTensors(tmp_path) if (tmp_path / "config.json").exists() else _weights(tmp_path)
+        except LatxaError:
+            refused += 1
+            continue
+        for name in tensors.names():
+            assert tensors.read(name).shape == tensors.place(name).shape
+    assert 2000 < refused < 3000
+
+
+def _weights(directory: Path) -> HfTensors:
+    (directory / "config.json").write_text("{}")
+    return HfTensors(directory)
+
+
+@pytest.fixture
+def no_large_files():
+    """No file can grow over 30 kB; Python ignores the signal, and a write fails with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_write_that_fails_leaves_nothing(workers, no_large_files, tmp_path):
+    source = write_llama(tmp_path / "hf", max_shard_size="100KB")
+    import_hf(source, tmp_path / "whole")
+    no_large_files()
+    with pytest.raises(LatxaError, match=r"iter_0000000.partial: could not be written .*File too large"):
+        import_hf(source, tmp_path / "ckpt", workers=workers)
+    assert not list((tmp_path / "ckpt").iterdir())
+    with pytest.raises(OSError, match="File too large"):
+        export_hf(tmp_path / "whole", tmp_path / "back", workers=workers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf", "whole"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    source = write_llama(tmp_path / "hf")
+    import_hf(source, tmp_path / "whole")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100_000}))
+    with pytest.raises(LatxaError, match=r"are to be written, and 100.0 kB are free"):
+        import_hf(source, tmp_path / "ckpt")
+    with pytest.raises(LatxaError, match=r"are to be written, and 100.0 kB are free"):
+        export_hf(tmp_path / "whole", tmp_path / "back")
+    assert not list((tmp_path / "ckpt").iterdir())
+    assert not list(tmp_path.glob("back*"))
+
+
+def test_a_source_that_shrinks_while_it_is_read(monkeypatch, tmp_path):
+    source = write_llama(tmp_path / "hf")
+    monkeypatch.setattr(importer, "require_space", lambda *_: _cut(source))
+    with pytest.raises(LatxaError, match=r"model.safetensors: has become shorter"):
+        import_hf(source, tmp_path / "ckpt")
+    assert not list((tmp_path / "ckpt").iterdir())
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "old" / "iter_0000010" / "mp_rank_00").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LatxaError, match="is a checkpoint for one layout; have Megatron-LM save it"):
+        resolve(tmp_path / "old" / "iter_0000010")
+    with pytest.raises(LatxaError, match="holds no whole Megatron checkpoint"):
+        resolve(tmp_path / "empty")
