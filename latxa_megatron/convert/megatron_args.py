@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from latxa_megatron.convert.torch_dist_writer import COMMON
+from latxa_megatron.convert.torch_dist_reader import TorchDistReader
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
@@ -73,15 +73,11 @@ _TOLD = (  # of which the tensors tell nothing, or not all
 
 
 def check_same(directory: Path, shape: LlamaShape) -> None:
-    """Raise LatxaError where the arguments in a checkpoint, if it has any that can be read, are of a model of another shape.
+    """Raise LatxaError where the arguments in a checkpoint, if it has any that are safe to read, are of a model of another shape.
 
     Of some sizes the tensors tell nothing: 8 heads of 64 are as large as 4 of 128.
     """
-    try:
-        found = torch.load(directory / COMMON, map_location="cpu", weights_only=True)  # megatron-core has made Namespace safe
-    except Exception:  # there is none, or in it is more than is safe to read
-        return
-    there, wanted = found.get("args") if isinstance(found, dict) else None, arguments(shape, torch.bfloat16)
+    there, wanted = TorchDistReader(directory).common().get("args"), arguments(shape, torch.bfloat16)
     ignored = set() if shape.rope_factor else {"rope_scaling_factor"}
     if not getattr(there, "group_query_attention", True):
         ignored.add("num_query_groups")

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from latxa_megatron.errors import LatxaError
+
+COMMON = "common.pt"
+_COMMON_KEY = "common_state/shard_0_1"
 
 
 class TorchDistReader:
@@ -35,6 +38,23 @@ class TorchDistReader:
         if not isinstance(stored, TensorStorageMetadata):
             raise LatxaError(f"{self._directory}: has no tensor {name}; it is the checkpoint of another model")
         return stored
+
+    def common(self) -> dict[str, Any]:
+        """What is no tensor, of the program that wrote it; nothing where that is not safe to unpickle, or damaged.
+
+        Up to megatron-core 0.18 it is a file of its own, from 0.19 an object among the tensors.
+        """
+        try:
+            if (self._directory / COMMON).is_file():
+                found = torch.load(self._directory / COMMON, map_location="cpu", weights_only=True)
+            else:
+                state = {_COMMON_KEY: io.BytesIO()}
+                load(state, storage_reader=FileSystemReader(self._directory), no_dist=True)
+                stored: Any = state[_COMMON_KEY]
+                found = (torch.load(stored, weights_only=True) if isinstance(stored, io.BytesIO) else stored)[0]
+        except Exception:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def names(self) -> set[str]:
         return {name for name, stored in self._metadata.state_dict_metadata.items() if isinstance(stored, TensorStorageMetadata)}

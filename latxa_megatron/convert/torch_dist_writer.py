@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from latxa_megatron.convert.hashed import hashed
+from latxa_megatron.convert.torch_dist_reader import COMMON
 from latxa_megatron.files import sha256
 
 METADATA = ".metadata"
-COMMON = "common.pt"
 CONFIG = "metadata.json"
 
 
