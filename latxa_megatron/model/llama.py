@@ -68,7 +68,7 @@ class LlamaShape:
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 vocab=config["vocab_size"],
                 max_positions=_positions(config),
-                norm_eps=config["rms_norm_eps"],
+                norm_eps=float(config["rms_norm_eps"]),
                 rope_theta=theta,
                 rope_factor=factor,
                 tied=config.get("tie_word_embeddings", False),
@@ -78,7 +78,8 @@ class LlamaShape:
             raise LatxaError(f"{file}: the key {error} is missing") from None
         except (TypeError, ValueError, ZeroDivisionError):
             raise LatxaError(f"{file}: a size is not a number") from None
-        sizes = (shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab)
+        sizes = [shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab]
+        sizes.append(shape.max_positions)
         if any(not isinstance(size, int) or size < 1 for size in sizes) or heads % shape.kv_heads:
             raise LatxaError(f"{file}: its sizes are those of no model: {shape}")
         return shape
@@ -110,13 +111,28 @@ class LlamaShape:
 
 def _positions(config: dict[str, Any]) -> int:
     longest: int = config["max_position_embeddings"]
-    slides = config.get("use_sliding_window", True)  # Mistral has no such key
-    return min(longest, config.get("sliding_window") or longest) if slides else longest
+    family = config["model_type"]  # Mistral's attention slides, Qwen's where it is said to, Llama's never
+    slides = family == "mistral" or (family != "llama" and config.get("use_sliding_window", False))
+    return min(longest, config.get("sliding_window", 4096) or longest) if slides else longest
 
 
 def _rope(config: dict[str, Any], file: Path) -> tuple[float, float | None]:
-    """(theta, scaling factor) from transformers 5's rope_parameters or the older rope_theta and rope_scaling."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """(theta, scaling factor) from transformers 5's rope_parameters or the older rope_theta and rope_scaling.
+
+    Of a file that has both, one version of transformers goes by the one, the next by the other.
+    """
+    sections = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+    found = [_rope_of(section, config, file) for section in sections or [{}]]
+    if found[0] != found[-1]:
+        raise LatxaError(f"{file}: rope_parameters and rope_scaling say different things; remove the one that is wrong")
+    return found[0]
+
+
+def _rope_of(rope: dict[str, Any], config: dict[str, Any], file: Path) -> tuple[float, float | None]:
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise LatxaError(f"{file}: RoPE parameters {rope} are not those of such a model")
+    if (part := rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))) not in (None, 1):
+        raise LatxaError(f"{file}: partial_rotary_factor is {part}; only models that rotate whole heads are supported")
     theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
