@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from latxa_megatron.convert.hf import HfTensors, Tensors, places
+from latxa_megatron.convert.names import EMBEDDING, HEAD
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint, read_json
 
@@ -26,6 +28,16 @@ _BASE = ".base_layer."
 _BLOCK_BYTES = 8 << 20
 _STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Of init_lora_weights: those that leave the model's own weights as they are."""
+_NOT_PLAIN = {
+    "use_dora": "DoRA",
+    "alora_invocation_tokens": "an activated LoRA, which is not there before its tokens are",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "a LoRA of blocks",
+    "kasa_config": "KaSA",
+    "monteclora_config": "a LoRA of random draws",
+    "arrow_config": "one of several LoRAs among which is chosen token by token",
+}
+"""Keys of the configuration which, where they are set, say that a weight does not become W + s B A."""
 
 
 class _Change(NamedTuple):
@@ -49,6 +61,7 @@ class AdaptedTensors(HfTensors):
         self._replaced: dict[str, str] = {}
         for name in self._adapter.names():
             self._take(adapter / WEIGHTS, name)
+        self._check_tied(directory / "config.json", adapter / WEIGHTS)
 
     def files(self) -> list[Path]:
         return [*super().files(), *self._adapter.files()]
@@ -70,6 +83,15 @@ class AdaptedTensors(HfTensors):
             rows = target[first : first + step]
             left = self._adapter.read(b, start + first, start + first + len(rows)).float()
             rows.copy_(rows.float() + (left @ right) * scale)
+
+    def _check_tied(self, config: Path, path: Path) -> None:
+        """PEFT trains a copy of an embedding, and leaves a head that is tied to it with the numbers from before."""
+        own = EMBEDDING.hf[0]
+        if own not in self._replaced or HEAD.hf[0] in self or not read_json(config).get("tie_word_embeddings"):
+            return
+        before = Tensors({own: self.place(own)}).blocks(own, _BLOCK_BYTES)
+        if not all(torch.equal(one, other) for one, other in zip(before, self.blocks(own, _BLOCK_BYTES), strict=True)):
+            raise LatxaError(f"{path}: changes {own}, and not the head that is tied to it; merge the adapter with PEFT")
 
     def _take(self, path: Path, name: str) -> None:
         """Say what a tensor of the adapter is for."""
@@ -102,6 +124,8 @@ def _config(file: Path) -> dict[str, Any]:
         raise LatxaError(f"{file}: is not the configuration of a LoRA")
     if config.get("init_lora_weights", True) not in _STARTS or config.get("layer_replication"):
         raise LatxaError(f"{file}: this kind of LoRA changes the model it belongs to; merge it with PEFT")
+    if other := next((what for key, what in _NOT_PLAIN.items() if config.get(key)), None):
+        raise LatxaError(f"{file}: is {other}; only plain ones are merged")
     if not isinstance(config.get("lora_alpha"), int | float):
         raise LatxaError(f"{file}: has no lora_alpha")
     return {**config, "alpha_pattern": config.get("alpha_pattern") or {}}

@@ -91,6 +91,11 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 REFUSED = {
     "no LoRA": (lambda a: _config(a, peft_type="IA3"), "is not the configuration of a LoRA"),
     "PiSSA": (lambda a: _config(a, init_lora_weights="pissa"), "changes the model it belongs to; merge it with PEFT"),
+    "activated": (
+        lambda a: _config(a, alora_invocation_tokens=[5, 6]),
+        "is an activated LoRA, which is not there before",
+    ),
+    "DoRA by its configuration": (lambda a: _config(a, use_dora=True), "is DoRA; only plain ones are merged"),
     "no alpha": (lambda a: _config(a, lora_alpha=None), "has no lora_alpha"),
     "DoRA": (
         lambda a: _tensors(a, lambda t: t.update({f"{Q}.lora_magnitude_vector.weight": torch.ones(64)})),
@@ -118,3 +123,17 @@ def test_what_cannot_be_merged_is_refused(name, tmp_path):
     with pytest.raises(LatxaError, match=message):
         import_hf(hf, tmp_path / "ckpt", adapter=adapter)
     assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_an_embedding_without_its_tied_head_is_refused(same, tmp_path):
+    """To PEFT the head keeps the old embedding: no tied model computes the same."""
+    hf = write_llama(tmp_path / "hf", tied=True)
+    adapter = write_adapter(hf, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    own = "model.embed_tokens.weight"
+    if same:  # as PEFT's save_embedding_layers=True saves one that was not trained
+        _tensors(adapter, lambda t: t.update({f"base_model.model.{own}": load_file(hf / "model.safetensors")[own]}))
+        import_hf(hf, tmp_path / "ckpt", adapter=adapter)
+        return
+    with pytest.raises(LatxaError, match=r"changes model.embed_tokens.weight, and not the head that is tied to it; merge"):
+        import_hf(hf, tmp_path / "ckpt", adapter=adapter)
