@@ -18,6 +18,12 @@ NEEDLESS = ("--model-type", "--loader", "--saver", "--checkpoint-type", "--model
 NEEDLESS_SIZES = ("--target-tensor-parallel-size", "--target-pipeline-parallel-size")
 
 
+def workers(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[2], formatter_class=argparse.RawDescriptionHelpFormatter
@@ -29,7 +35,7 @@ def main() -> None:
         *("--save-dir", "--out", "--megatron-path"), dest="out", type=Path, required=True, metavar="SAVE", help="to write"
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA that PEFT saved, to be merged into the weights")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads")
+    parser.add_argument("--workers", type=workers, default=2, metavar="N", help="threads")
     for flag in NEEDLESS:
         parser.add_argument(flag, help=argparse.SUPPRESS)
     for flag in NEEDLESS_SIZES:
@@ -41,7 +47,7 @@ def main() -> None:
 
     try:
         print(import_hf(local_directory(args.hf), args.out, adapter=args.adapter, workers=args.workers))
-    except LatxaError as error:
+    except (LatxaError, OSError) as error:  # OSError: no permission, a full disk; it names its file
         parser.exit(2, f"error: {error}\n")
 
 

@@ -17,6 +17,12 @@ from latxa_megatron.errors import LatxaError
 NEEDLESS = ("--model-type", "--loader", "--saver")
 
 
+def workers(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[2], formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,7 +39,7 @@ def main() -> None:
         *("--save-dir", "--out", "--hf-path"), dest="out", type=Path, required=True, metavar="DIR", help="directory to write"
     )
     parser.add_argument("--like", "--hf-model", dest="like", metavar="HF", help="the same model, for configuration and tokenizer")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads")
+    parser.add_argument("--workers", type=workers, default=2, metavar="N", help="threads")
     for flag in NEEDLESS:
         parser.add_argument(flag, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -43,7 +49,7 @@ def main() -> None:
 
     try:
         export_hf(args.checkpoint, args.out, local_directory(args.like) if args.like else None, workers=args.workers)
-    except LatxaError as error:
+    except (LatxaError, OSError) as error:  # OSError: no permission, a full disk; it names its file
         parser.exit(2, f"error: {error}\n")
     print(args.out)
 
