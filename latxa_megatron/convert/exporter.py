@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from latxa_megatron.convert.card import NAME, model_card
 from latxa_megatron.convert.hf import INDEX, SINGLE
 from latxa_megatron.convert.megatron import MegatronTensors, resolve
@@ -13,7 +15,7 @@ from latxa_megatron.convert.safetensors_writer import NAMES, Entry, write_safete
 from latxa_megatron.convert.source import FORGOTTEN
 from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import new_directory, require_space, write_atomically, write_json
+from latxa_megatron.files import new_directory, read_json, require_space, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 
@@ -50,6 +52,7 @@ def export_hf(
         in_threads(workers, write, list(files), total, report)
         for path in origin.companions():
             shutil.copyfile(path, partial / path.name)
+        _name_dtype(partial / "config.json", {entry.dtype for entries in files.values() for entry in entries})
         if set(files) != {SINGLE}:
             index = {entry.name: file for file, entries in files.items() for entry in entries}
             write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
@@ -62,3 +65,14 @@ def _entry(name: str, part: Part, tensors: MegatronTensors, shape: LlamaShape) -
     if dtype not in NAMES:
         raise LatxaError(f"{name}: is stored as {dtype}; known are {', '.join(map(str, NAMES))}")
     return Entry(name, dtype, shape.tensor_shape(name), tensors.pieces(part.row, part.part, part.layer, PIECE_BYTES))
+
+
+def _name_dtype(file: Path, dtypes: set[torch.dtype]) -> None:
+    """Make config.json name the type of the weights, if it names another, to which transformers would turn them.
+
+    Where they have several, it stays.
+    """
+    config, known = read_json(file), {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    other = [key for key in ("dtype", "torch_dtype") if config.get(key) not in (None, *known)]
+    if other and len(known) == 1:
+        write_json(file, {**config, **dict.fromkeys(other, known.pop())})

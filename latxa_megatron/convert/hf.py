@@ -32,6 +32,10 @@ COMPANIONS = (
 )
 """Files beside the weights that a model needs to be loaded and talked to."""
 
+_WANTED = ["*.safetensors", INDEX, *COMPANIONS]
+_NOT_WANTED = ["*/*", "consolidated*"]
+"""The same weights in other layouts, as Meta and Mistral have them beside those that transformers reads."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -43,10 +47,12 @@ def local_directory(name: str) -> Path:
     if Path(name).is_dir() or not _HUB_ID.fullmatch(name):
         return Path(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", INDEX, *COMPANIONS]))
+        return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_NOT_WANTED))
+    except HFValidationError:
+        raise LatxaError(f"{name}: is no directory, and no name of a model of the Hugging Face hub") from None
     except LocalEntryNotFoundError:
         raise LatxaError(f"{name}: is no directory, and the Hugging Face hub cannot be reached") from None
     except HfHubHTTPError as error:
@@ -142,6 +148,9 @@ def weight_map(directory: Path) -> dict[str, str]:
         for file in files.values():
             if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name:
                 raise LatxaError(f"{index}: {file!r} is not the name of a safetensors file beside it")
+        if (directory / SINGLE).is_file() and SINGLE not in files.values():
+            what = f"is beside {INDEX}, which does not name it"
+            raise LatxaError(f"{directory / SINGLE}: {what}; transformers reads the one, vLLM the other: remove one")
         return dict(files)
     if not (directory / SINGLE).is_file():
         if pickled := sorted(path.name for path in directory.glob("pytorch_model*.bin")):

@@ -24,7 +24,7 @@ from latxa_megatron.convert.source import check_source
 from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
 from latxa_megatron.convert.torch_dist_writer import Piece, Stored, TorchDistWriter
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import locked, require_space, sha256, write_atomically, write_json
+from latxa_megatron.files import as_json, locked, move_into_place, require_space, sha256, write_atomically
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint, save
 
@@ -54,11 +54,14 @@ def import_hf(
     final = checkpoint.iteration_directory(out, 0)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "importing a model there"):
+        if any(path != final for path in out.glob("iter_???????")):
+            raise LatxaError(f"{out}: holds other checkpoints; name another directory")
         if final.exists():
             sums = {path.name: sha256(path) for path in tensors.files()}
             if checkpoint.read_facts(final).get("imported") != {**tensors.settings(), "files": sums}:
                 raise LatxaError(f"{final}: holds another checkpoint; remove it or name another directory")
         else:
+            shutil.rmtree(out / ORIGIN, ignore_errors=True)
             require_space(out, sum(each.piece.bytes for each in pieces))
             save.write(final, partial(_write, shape, tensors, pieces, workers, report))
         _keep_origin(hf, out / ORIGIN)
@@ -141,8 +144,15 @@ def _read(
 
 
 def _keep_origin(hf: Path, origin: Path) -> None:
-    origin.mkdir(exist_ok=True)
-    for name in COMPANIONS:
-        if (hf / name).is_file():
-            shutil.copyfile(hf / name, origin / name)
-    write_json(origin / WEIGHT_MAP, weight_map(hf))
+    """Make `origin` a copy of the files that go with the weights, and of no others."""
+    wanted = {name: (hf / name).read_bytes() for name in COMPANIONS if (hf / name).is_file()}
+    wanted[WEIGHT_MAP] = as_json(weight_map(hf)).encode()
+    if origin.is_dir() and {path.name: path.read_bytes() for path in origin.iterdir()} == wanted:
+        return
+    partial = origin.with_name(f"{origin.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, content in wanted.items():
+        (partial / name).write_bytes(content)
+    shutil.rmtree(origin, ignore_errors=True)
+    move_into_place(partial, origin)

@@ -64,7 +64,7 @@ def find_origin(directory: Path, like: Path | None) -> Origin:
 def _known(directory: Path, section: dict[str, Any]) -> Path | None:
     """hf/ of the import that a checkpoint is, or was trained from, or else the directory that its run names."""
     start, hf = section.get("checkpoint"), section.get("hf")
-    places = [directory.parent / ORIGIN]
+    places = [directory.absolute().parent / ORIGIN, directory.resolve().parent / ORIGIN]  # it may be "." or a link
     if start:
         places += [Path(start) / ORIGIN, Path(start).parent / ORIGIN]
     if hf:

@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import shutil
 import struct
 from pathlib import Path
 
@@ -98,6 +99,10 @@ DAMAGE = {
     "an index of absent tensors": (
         lambda d: _shards(d, lambda d, index: index["weight_map"].update({"model.layers.9.x": "a.safetensors"})),
         "a.safetensors: has no tensor model.layers.9.x, which model.safetensors.index.json says it has",
+    ),
+    "one file beside an index of others": (
+        lambda d: _shards(d, lambda d, index: shutil.copyfile(d / "a.safetensors", d / "model.safetensors")),
+        "model.safetensors: is beside model.safetensors.index.json, which does not name it",
     ),
     "an index without a map": (lambda d: _shards(d, lambda d, index: index.update(weight_map=[])), "has no weight_map"),
     "an index that leads elsewhere": (

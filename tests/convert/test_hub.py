@@ -46,3 +46,26 @@ def test_a_path_is_a_path(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     for name in ("owner/name", "./owner/other", "/owner/other", "a/b/c"):
         assert str(local_directory(name)) in (name, name.removeprefix("./"))
+
+
+def test_a_name_that_is_none(ask):
+    for name in ("owner/a--b", "owner/a..b", "owner/-b"):
+        assert ask(name) == f"{name}: is no directory, and no name of a model of the Hugging Face hub"
+
+
+def test_the_same_weights_are_downloaded_once(monkeypatch):
+    """What a repository may hold, and what the hub's own filter lets through of it."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    there = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    more = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "original/model.safetensors", "a.bin"]
+    asked = []
+
+    def download(name, **patterns):
+        asked.extend(filter_repo_objects([*there, *more], **patterns))
+        return "somewhere"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert str(local_directory("owner/name")) == "somewhere"
+    assert asked == there

@@ -1,5 +1,9 @@
 """Import followed by export is the source, bit for bit, whatever the pieces and the number of threads."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -127,3 +131,49 @@ def test_import_again_is_free_and_another_model_is_refused(tmp_path):
     assert (final / "run.json").stat().st_mtime_ns == before
     with pytest.raises(LatxaError, match="holds another checkpoint"):
         import_hf(write_llama(tmp_path / "other", seed=2), tmp_path / "ckpt")
+    (tmp_path / "ckpt" / "iter_0000005").mkdir()
+    with pytest.raises(LatxaError, match="ckpt: holds other checkpoints; name another directory"):
+        import_hf(source, tmp_path / "ckpt")
+
+
+def test_what_goes_with_the_weights_is_that_of_the_source_now(tmp_path):
+    source = write_llama(tmp_path / "hf")
+    (source / "chat_template.jinja").write_text("one")
+    final = import_hf(source, tmp_path / "ckpt")
+    (source / "chat_template.jinja").unlink()
+    (source / "generation_config.json").write_text("{}")
+    (tmp_path / "ckpt" / "hf.partial").mkdir()  # of an import that was killed
+    import_hf(source, tmp_path / "ckpt")
+    kept = sorted(path.name for path in (tmp_path / "ckpt" / "hf").iterdir())
+    assert kept == ["config.json", "generation_config.json", "weight_map.json"]
+    assert (tmp_path / "ckpt" / "hf" / "generation_config.json").read_text() == "{}"
+    shutil.rmtree(final)
+    import_hf(write_llama(tmp_path / "other", tied=True), tmp_path / "ckpt")
+    assert "true" in (tmp_path / "ckpt" / "hf" / "config.json").read_text()
+
+
+def test_a_checkpoint_is_named_from_within_or_by_a_link(tmp_path, monkeypatch):
+    final = import_hf(write_llama(tmp_path / "hf" / "tiny"), tmp_path / "ckpt")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "newest").symlink_to(final)
+    export_hf(tmp_path / "links" / "newest", tmp_path / "linked")
+    monkeypatch.chdir(final)
+    export_hf(Path(), tmp_path / "within")
+    for out in ("linked", "within"):
+        assert (tmp_path / out / "config.json").read_bytes() == (tmp_path / "hf" / "tiny" / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_model_that_was_trained_in_another_type_is_loaded_in_that(key, tmp_path):
+    """Otherwise transformers, which goes by config.json, would round the weights."""
+    import transformers
+
+    source = write_llama(tmp_path / "hf")
+    import_hf(source, tmp_path / "ckpt")
+    kept = tmp_path / "ckpt" / "hf" / "config.json"
+    config = {name: value for name, value in json.loads(kept.read_text()).items() if name != "dtype"}
+    kept.write_text(json.dumps({**config, key: "bfloat16"}))
+    export_hf(tmp_path / "ckpt", tmp_path / "out")
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in load_file(source / "model.safetensors").items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {**config, key: "float32"}
