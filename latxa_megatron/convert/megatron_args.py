@@ -61,6 +61,8 @@ def arguments(shape: LlamaShape, dtype: torch.dtype) -> Namespace:
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         ckpt_format="torch_dist",
+        no_save_optim=True,
+        no_save_rng=True,
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
     )
@@ -69,7 +71,17 @@ def arguments(shape: LlamaShape, dtype: torch.dtype) -> Namespace:
 _TOLD = (  # of which the tensors tell nothing, or not all
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
     *("rotary_base", "use_rope_scaling", "rope_scaling_factor", "norm_epsilon"),
+    *("position_embedding_type", "rotary_percent", "rotary_interleaved", "normalization", "apply_layernorm_1p"),
+    *("swiglu", "squared_relu"),
 )
+_PLAIN = {
+    "apply_residual_connection_post_layernorm": False,
+    "rotary_seq_len_interpolation_factor": 1,
+    "softmax_type": "vanilla",
+    "qk_l2_norm": False,
+    "multi_latent_attention": False,
+}
+"""More of which the tensors tell nothing, and which Hugging Face's models of these families are all alike in."""
 
 
 def check_same(directory: Path, shape: LlamaShape) -> None:
@@ -81,7 +93,7 @@ def check_same(directory: Path, shape: LlamaShape) -> None:
     ignored = set() if shape.rope_factor else {"rope_scaling_factor"}
     if not getattr(there, "group_query_attention", True):
         ignored.add("num_query_groups")
-    for name in _TOLD:
-        value, known = getattr(wanted, name), getattr(there, name, None)
+    for name, value in [*((name, getattr(wanted, name)) for name in _TOLD), *_PLAIN.items()]:
+        known = getattr(there, name, None)
         if name not in ignored and known is not None and known != value:
             raise LatxaError(f"{directory}: was written with {name} {known}; config.json says {value}")

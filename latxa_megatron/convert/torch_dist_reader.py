@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from latxa_megatron.errors import LatxaError
 
@@ -40,18 +41,19 @@ class TorchDistReader:
         return stored
 
     def common(self) -> dict[str, Any]:
-        """What is no tensor, of the program that wrote it; nothing where that is not safe to unpickle, or damaged.
+        """What is no tensor, of the program that wrote it; nothing where it is damaged.
 
-        Up to megatron-core 0.18 it is a file of its own, from 0.19 an object among the tensors.
+        Up to megatron-core 0.18 it is a file of its own, from 0.19 an object among the tensors. No code of it is run: what is of
+        a class that torch does not know as safe, as one of a newer megatron-core, is an object without content.
         """
         try:
             if (self._directory / COMMON).is_file():
-                found = torch.load(self._directory / COMMON, map_location="cpu", weights_only=True)
+                found = _load_safely((self._directory / COMMON).read_bytes())
             else:
                 state = {_COMMON_KEY: io.BytesIO()}
                 load(state, storage_reader=FileSystemReader(self._directory), no_dist=True)
                 stored: Any = state[_COMMON_KEY]
-                found = (torch.load(stored, weights_only=True) if isinstance(stored, io.BytesIO) else stored)[0]
+                found = (_load_safely(stored.getvalue()) if isinstance(stored, io.BytesIO) else stored)[0]
         except Exception:
             return {}
         return found if isinstance(found, dict) else {}
@@ -105,6 +107,23 @@ class TorchDistReader:
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
         return torch.frombuffer(content, dtype=like.dtype).view(like.shape)
+
+
+class _Unknown:
+    """In place of an object of a class that is not known as safe."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Unknown":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _load_safely(content: bytes) -> Any:
+    """What torch.save wrote, without the content of objects that are not known as safe."""
+    unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    with safe_globals([(_Unknown, name) for name in unknown]):
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _data(file: Any, offset: int, length: int) -> tuple[int, int]:

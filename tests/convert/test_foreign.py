@@ -1,5 +1,7 @@
 """Checkpoints as other programs lay them out, written by megatron-core's own save, are exported as they are."""
 
+import enum
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,8 +21,25 @@ from latxa_megatron.train import checkpoint
 from latxa_megatron.train.distributed import connected, spread
 from tests.tiny import write_llama
 
+
+class Kind(enum.Enum):
+    """Of a class that is not known as safe to unpickle, as those that a newer megatron-core has for arguments."""
+
+    NEWER = 1
+
+
 STACKED = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
 EACH_LAYER = {**STACKED, "non_homogeneous_layers": True}
+
+
+class Harmful:
+    """Copies a directory when it is unpickled by who knows no better."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def __reduce__(self):
+        return shutil.copytree, (str(Path(__file__).parent), self.directory)
 
 
 def megatron_lm(**changed) -> dict:
@@ -28,7 +47,9 @@ def megatron_lm(**changed) -> dict:
     known = {
         **{"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 8, "num_query_groups": 4},
         **{"group_query_attention": True, "kv_channels": 8, "rotary_base": 50000, "use_rope_scaling": False},
-        **{"rope_scaling_factor": 8.0, "norm_epsilon": 1e-5},
+        **{"rope_scaling_factor": 8.0, "norm_epsilon": 1e-5, "softmax_type": "vanilla"},
+        **{"position_embedding_type": "rope", "rotary_percent": 1.0, "rotary_interleaved": False, "normalization": "RMSNorm"},
+        **{"apply_layernorm_1p": False, "swiglu": True, "rotary_seq_len_interpolation_factor": None, "qk_l2_norm": False},
     }
     return {
         "args": Namespace(**{**known, **changed}),
@@ -97,6 +118,15 @@ def test_a_padded_vocabulary_is_cut(tied, tmp_path):
         ({"rotary_base": 10000}, "was written with rotary_base 10000; config.json says 50000.0"),
         ({"norm_epsilon": 1e-6}, "was written with norm_epsilon 1e-06; config.json says 1e-05"),
         ({"use_rope_scaling": True}, "was written with use_rope_scaling True; config.json says False"),
+        ({"apply_layernorm_1p": True}, "was written with apply_layernorm_1p True; config.json says False"),
+        ({"rotary_percent": 0.5}, "was written with rotary_percent 0.5; config.json says 1.0"),
+        ({"rotary_interleaved": True}, "was written with rotary_interleaved True; config.json says False"),
+        (
+            {"rotary_seq_len_interpolation_factor": 4},
+            "was written with rotary_seq_len_interpolation_factor 4; config.json says 1",
+        ),
+        ({"softmax_type": "learnable"}, "was written with softmax_type learnable; config.json says vanilla"),
+        ({"num_query_groups": 8, "of_a_newer_core": Kind.NEWER}, "was written with num_query_groups 8; config.json says 4"),
     ],
 )
 def test_arguments_of_another_model_are_refused(changed, message, tmp_path):
@@ -153,3 +183,13 @@ def test_a_tensor_too_many_is_refused(tmp_path):
     like = write_llama(tmp_path / "like")
     with pytest.raises(LatxaError, match=r"has a tensor module.decoder.layers.self_attention.linear_qkv.bias, which a model"):
         export_hf(tmp_path / "other", tmp_path / "out", like=like)
+
+
+def test_no_code_of_a_checkpoint_is_run(tmp_path):
+    """Its arguments are a pickle."""
+    from latxa_megatron.convert.torch_dist_reader import TorchDistReader
+
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    torch.save({"args": Namespace(num_layers=4, other=Harmful(str(tmp_path / "touched")))}, directory / "common.pt")
+    assert TorchDistReader(directory).common()["args"].num_layers == 4
+    assert not (tmp_path / "touched").exists()
