@@ -5,6 +5,7 @@ where they stand.
 """
 
 import io
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -97,14 +98,18 @@ class TorchDistReader:
         try:
             info = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
             with (self._directory / info.relative_path).open("rb") as file:
-                begin, length = _data(file, info.offset, info.length)
+                begin, length, in_order = _data(file, info.offset, info.length)
                 if length != chunk.sizes.numel() * like.itemsize:
                     raise ValueError("a part has another size than it says")
+                if not in_order:
+                    file.seek(info.offset)
+                    whole = torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
+                    return whole.reshape(-1, *like.shape[1:])[skipped : skipped + len(like)]
                 content = bytearray(like.numel() * like.itemsize)
                 file.seek(begin + skipped * (len(content) // len(like)))
                 if file.readinto(content) != len(content):
                     raise EOFError("a file ends too early")
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
         return torch.frombuffer(content, dtype=like.dtype).view(like.shape)
 
@@ -126,15 +131,40 @@ def _load_safely(content: bytes) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _data(file: Any, offset: int, length: int) -> tuple[int, int]:
-    """Where in a file the numbers of the tensor stand that torch.save wrote at an offset, and their bytes."""
+class _Strides(pickle.Unpickler):
+    """Reads of a tensor that torch.save wrote where in its numbers it begins, its size, and its strides."""
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch._utils" and name.startswith("_rebuild_tensor"):
+            return lambda storage, *place: place[:3]
+        if module == "torch._utils" and name.startswith("_rebuild_parameter"):
+            return lambda place, *_: place
+        if module in ("torch", "torch.storage", "collections"):  # the kind of the numbers, and a dictionary of hooks
+            return dict if name == "OrderedDict" else name
+        raise ValueError(f"a part is a {module}.{name}")
+
+
+def _data(file: Any, offset: int, length: int) -> tuple[int, int, bool]:
+    """Where in a file the numbers of the tensor stand that torch.save wrote at an offset, their bytes, and whether they stand in
+    the order of its rows; those of a transposed one do not."""
     with zipfile.ZipFile(_Slice(file, offset, length)) as archive:
         entry = next((entry for entry in archive.infolist() if entry.filename.endswith("/data/0")), None)
+        described = next((entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")), None)
+        pickled = b"" if described is None else archive.read(described)
     if entry is None or entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError("a part is not as torch.save writes it")
     file.seek(offset + entry.header_offset)
     header = file.read(30)  # of which the last four bytes are the lengths of the name and of what follows it
-    return offset + entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28)), entry.file_size
+    try:
+        begin, sizes, strides = _Strides(io.BytesIO(pickled)).load()
+        in_order = torch.empty_strided(sizes, strides, device="meta").is_contiguous() and begin == 0
+    except Exception as error:  # of what is no tensor, anything
+        raise ValueError(f"a part is not as torch.save writes it: {error}") from None
+    place = offset + entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    return place, entry.file_size, in_order
 
 
 class _Slice(io.RawIOBase):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.convert.megatron import resolve
+from latxa_megatron.convert.torch_dist_reader import TorchDistReader
 from latxa_megatron.convert.verify import verify
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.model.gpt import build_model
@@ -187,9 +188,25 @@ def test_a_tensor_too_many_is_refused(tmp_path):
 
 def test_no_code_of_a_checkpoint_is_run(tmp_path):
     """Its arguments are a pickle."""
-    from latxa_megatron.convert.torch_dist_reader import TorchDistReader
-
     directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
     torch.save({"args": Namespace(num_layers=4, other=Harmful(str(tmp_path / "touched")))}, directory / "common.pt")
     assert TorchDistReader(directory).common()["args"].num_layers == 4
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_tensor_whose_numbers_stand_in_another_order(stacked, tmp_path):
+    """megatron-core saves a transposed tensor with its strides, and so reads it again."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    kept = torch.arange(24.0).view(2, 3, 4).permute(0, 2, 1) if stacked else torch.arange(12.0).view(3, 4).T
+    (tmp_path / "ckpt").mkdir()
+    with connected():
+        dist_checkpointing.save({"x": ShardedTensor.from_rank_offsets("x", kept)}, str(tmp_path / "ckpt"))
+    reader = TorchDistReader(tmp_path / "ckpt")
+    assert torch.equal(reader.read("x"), kept)
+    if stacked:
+        assert torch.equal(reader.read("x", 1, 2, 4), kept[1, 2:4])
+    else:
+        assert torch.equal(reader.read("x", None, 1, 3), kept[1:3])
