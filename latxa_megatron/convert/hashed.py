@@ -9,12 +9,13 @@ from typing import Any
 
 
 class HashedFile(io.RawIOBase):
-    """A new file that is written from its beginning to its end. Not for several threads."""
+    """A new file that is written from its beginning to its end, by one thread. failed: what the disk said, if it did."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
         self._at = 0
+        self.failed: OSError | None = None
 
     def writable(self) -> bool:
         return True
@@ -22,7 +23,11 @@ class HashedFile(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Write bytes, or what is like them. Raises OSError where the disk does."""
         self._hash.update(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
         self._at += memoryview(data).nbytes
         return memoryview(data).nbytes
 

@@ -73,7 +73,13 @@ class TorchDistWriter:
         with hashed(path, self._sums) as file:
             for piece in pieces:
                 begin = file.tell()
-                torch.save(piece.read(), cast("IO[bytes]", file))
+                values = piece.read()
+                try:
+                    torch.save(values, cast("IO[bytes]", file))
+                except RuntimeError:  # where the disk is full torch goes on to end its archive, and says that alone
+                    if file.failed is None:
+                        raise
+                    raise file.failed from None
                 places.append((piece, _StorageInfo(path.name, begin, file.tell() - begin)))
                 report(piece.bytes)
         self._places[number] = places

@@ -16,6 +16,7 @@ from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.hf import HfTensors
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.convert.megatron import resolve
+from latxa_megatron.convert.torch_dist_writer import Piece, Stored, TorchDistWriter
 from latxa_megatron.errors import LatxaError
 from tests.tiny import write_llama
 
@@ -180,6 +181,16 @@ def test_a_write_that_fails_leaves_nothing(workers, no_large_files, tmp_path):
     with pytest.raises(OSError, match="File too large"):
         export_hf(tmp_path / "whole", tmp_path / "back", workers=workers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf", "whole"]
+
+
+def test_a_write_that_fails_anywhere_in_an_archive_is_the_disks_error(no_large_files, tmp_path):
+    """Torch raises RuntimeError, of an archive that it cannot end, for some."""
+    no_large_files()
+    tensor = Stored("x", (1000,), torch.float32)
+    for size in range(1300, 1500, 30):
+        pieces = [Piece(tensor, (0,), (size,), lambda size=size: torch.zeros(size)) for _ in range(60)]
+        with pytest.raises(OSError, match="File too large"):
+            TorchDistWriter(tmp_path).write_file(0, pieces)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(monkeypatch, tmp_path):
