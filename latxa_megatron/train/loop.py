@@ -100,6 +100,8 @@ def _train(job: Job, stop: StopSignals, hang: HangWatch, report: Report | None, 
             job.save(step + 1)
             stopping = stopping or stop.asked()  # while it was saved
         else:
+            if step == job.start:
+                job.rehearse_save()
             job.saver.poll()
         if stopping:
             break

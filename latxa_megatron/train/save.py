@@ -7,6 +7,7 @@ import pickle
 import queue
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -81,10 +82,30 @@ class Saver:
         self._calls = AsyncCallsQueue()
         self._hashing = ThreadPoolExecutor(1)
         self._under_way: _UnderWay | None = None
+        self._pinning: threading.Thread | None = None
+
+    def rehearse(self, sharded_state: dict[str, Any]) -> None:
+        """Pin the host memory that saves of this state copy into, beside training; the first save would stand still for it.
+
+        A copy like that of a save is made and thrown away: torch keeps its pinned memory for the next. All ranks call it.
+        """
+        partial = self._root / "rehearsal.partial"
+        _clear(partial)
+        with held_back(), _writing(partial):
+            request = _write(sharded_state, partial, background=True)
+        if request is not None and request.preload_fn is not None:
+            self._pinning = threading.Thread(target=_copy_aside, args=(request.preload_fn,), daemon=True)
+            self._pinning.start()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def save(self, step: int, sharded_state: dict[str, Any], facts: dict[str, Any]) -> None:
         """Begin root/iter_STEP, after the one before is done. The state may change once this returns."""
         self.finish()
+        if self._pinning is not None:
+            self._pinning.join()
+            self._pinning = None
         begun = _UnderWay(iteration_directory(self._root, step), {"step": step, **facts})
         _clear(begun.partial)
         with held_back(), _writing(begun.partial):  # a signal to all processes of a job would end those that write
@@ -133,6 +154,12 @@ class Saver:
             for old in [*(there[number] for number in there.keys() - kept), *self._root.glob("*.partial")]:
                 shutil.rmtree(old)
         dist.barrier()
+
+
+def _copy_aside(copy: Callable[[], Any]) -> None:
+    """Run a save's copy to the host on a stream of its own, so that training's kernels do not queue behind it."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        copy()
 
 
 class Written(NamedTuple):
