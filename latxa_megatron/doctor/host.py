@@ -33,23 +33,19 @@ def look_at_shared_memory(path: Path = _SHARED) -> list[Finding]:
 
 def look_at_limits(infiniband: Path = INFINIBAND) -> list[Finding]:
     """ulimit -n and ulimit -l of this process, and so of the training that is started in its place."""
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = files == resource.RLIM_INFINITY or files >= _FILES_ENOUGH
-    reachable = most == resource.RLIM_INFINITY or most >= _FILES_ENOUGH
-    how = (
-        "in the job script" if reachable else "needs an administrator: LimitNOFILE of slurmd, or docker run --ulimit nofile=65536"
-    )
-    findings = [
-        Finding("open files", "ok" if enough else "warn", _limit(files, "{:,}"), "" if enough else f"ulimit -n 65536 {how}")
-    ]
+    (files, most), unlimited = resource.getrlimit(resource.RLIMIT_NOFILE), resource.RLIM_INFINITY
+    found = "unlimited" if files == unlimited else f"{files:,}"
+    if files == unlimited or files >= _FILES_ENOUGH:
+        findings = [Finding("open files", "ok", found)]
+    elif most == unlimited or most >= _FILES_ENOUGH:
+        findings = [Finding("open files", "warn", found, f"ulimit -n {_FILES_ENOUGH} in the job script, or more")]
+    else:
+        mend = "an administrator has to allow more: LimitNOFILE of slurmd, or docker run --ulimit nofile=65536"
+        findings = [Finding("open files", "warn", found, mend)]
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     wanted = infiniband.is_dir() and any(infiniband.iterdir())
-    if wanted and locked != resource.RLIM_INFINITY:
+    if wanted and locked != unlimited:
         mend = "InfiniBand needs it unlimited: LimitMEMLOCK of slurmd, or docker run --ulimit memlock=-1"
         return [*findings, Finding("locked memory", "fail", decimal(locked), mend)]
-    found = "unlimited" if locked == resource.RLIM_INFINITY else f"{decimal(locked)}; no InfiniBand that needs more"
+    found = "unlimited" if locked == unlimited else f"{decimal(locked)}; no InfiniBand that needs more"
     return [*findings, Finding("locked memory", "ok", found)]
-
-
-def _limit(value: int, form: str) -> str:
-    return "unlimited" if value == resource.RLIM_INFINITY else form.format(value)

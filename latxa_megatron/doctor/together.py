@@ -63,6 +63,7 @@ def start(processes: int) -> bandwidth.Measured:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine's name may not lead to an address of its own
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

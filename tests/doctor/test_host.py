@@ -79,7 +79,7 @@ def test_limits(monkeypatch, tmp_path):
     limits = {resource.RLIMIT_NOFILE: (1024, 524288), resource.RLIMIT_MEMLOCK: (8 << 20, 8 << 20)}
     monkeypatch.setattr(resource, "getrlimit", limits.get)
     few, locked = host.look_at_limits(tmp_path / "none")
-    assert (few.state, few.found, few.mend) == ("warn", "1,024", "ulimit -n 65536 in the job script")
+    assert (few.state, few.found, few.mend) == ("warn", "1,024", "ulimit -n 4096 in the job script, or more")
     assert locked.state == "ok"
     (tmp_path / "mlx5_0").mkdir()
     assert host.look_at_limits(tmp_path)[1].state == "fail"
