@@ -12,6 +12,7 @@ from rich.filesize import decimal
 
 from latxa_megatron.config import RunConfig
 from latxa_megatron.doctor.finding import Finding
+from latxa_megatron.errors import LatxaError
 
 SIZE = 512 << 20
 """Bytes that are written and read: seconds on a disk that is too slow, and more than a controller's cache takes at once."""
@@ -22,9 +23,12 @@ _SLOW = 100e6
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or the directory above it that is there already: doctor makes none."""
+    """The path itself, or the directory above it that is there already: doctor makes none. Raises LatxaError for a file."""
     path = path.absolute()
-    return next(one for one in (path, *path.parents) if one.is_dir())
+    found = next(one for one in (path, *path.parents) if one.exists())
+    if not found.is_dir():
+        raise LatxaError(f"{found}: is a file, and a run's output needs a directory")
+    return found
 
 
 def look_at_speed(directory: Path, size: int) -> list[Finding]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from latxa_megatron.errors import LatxaError
+
 State = Literal["ok", "warn", "fail"]
 ORDER: tuple[State, ...] = ("ok", "warn", "fail")
 
@@ -26,9 +28,13 @@ def look(check: str, function: Callable[..., list[Finding]], *arguments: Any) ->
     """What a look returns, or the error that ended it, as a failure of that name."""
     try:
         return function(*arguments)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        name = type(error).__name__
+    except LatxaError as error:
+        return [Finding(check, "fail", str(error), "mend that, and look again")]
+    except Exception as raised:
+        first = raised
+        while isinstance(first.__cause__, Exception):  # what went wrong first, and not what was made of it
+            first = first.__cause__
+        name, reason = type(first).__name__, " ".join(str(first).split())[:200]
         return [Finding(check, "fail", f"{name}: {reason}" if reason else name, "mend what the error names, and look again")]
 
 

@@ -116,6 +116,12 @@ def test_disk_speed_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    (found,) = look("disk speed", disk.look_at_speed, tmp_path / "file" / "out", 32 << 20)
+    assert (found.state, found.found) == ("fail", f"{tmp_path}/file: is a file, and a run's output needs a directory")
+
+
 def test_a_disk_that_is_full_or_read_only(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, block: 512)
     (found,) = look("disk speed", disk.look_at_speed, tmp_path, 32 << 20)
@@ -167,6 +173,9 @@ def test_a_model_that_is_not_there_is_taken_from_the_run_file(run, tmp_path):
 
 def test_an_error_is_a_line():
     def broken():
-        raise RuntimeError("first\n  second")
+        try:
+            raise RuntimeError("first\n  second")
+        except RuntimeError as error:
+            raise ValueError("see above") from error
 
     assert [(f.state, f.found) for f in look("a check", broken)] == [("fail", "RuntimeError: first second")]
