@@ -67,7 +67,7 @@ def test_a_fault_of_one_node_is_that_nodes(report):
     lines = {(f["check"], f["state"]): f["nodes"] for f in report["findings"]}
     both = ["one.example", "two.example"]
     assert report["nodes"] == both
-    assert (lines["Python", "ok"], lines["run file", "fail"], lines["disk speed", "ok"]) == (both, both, both)
+    assert (lines["C++ core", "ok"], lines["run file", "fail"], lines["disk speed", "ok"]) == (both, both, both)
     assert (lines["disk space", "ok"], lines["disk space", "fail"]) == (both[:1], both[1:])
 
 
@@ -100,7 +100,7 @@ def test_a_node_that_does_not_come_is_a_line():
     (status, printed, errors), _ = tasks(2, "alone")
     assert status == 1
     assert "fail  meeting of the nodes" in printed
-    assert "ok    Python" in printed
+    assert "ok    C++ core" in printed
     assert "Traceback" not in printed + errors
 
 
