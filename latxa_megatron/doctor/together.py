@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,11 +27,22 @@ def joined() -> Iterator[list[str]]:
     launcher.adopt_srun()
     dist.init_process_group("gloo", timeout=_LIMIT)
     try:
-        nodes = [""] * dist.get_world_size()
-        dist.all_gather_object(nodes, socket.gethostname())
-        yield nodes
+        told = [("", 0)] * dist.get_world_size()
+        dist.all_gather_object(told, (socket.gethostname(), launcher.local_rank()))
+        yield names(told)
     finally:
         dist.destroy_process_group()
+
+
+def names(told: list[tuple[str, int]]) -> list[str]:
+    """The node of each rank, from its host's name and its number there; containers of one name are HOST, HOST#2 and so on."""
+    seen: Counter[tuple[str, int]] = Counter()
+    nodes = []
+    for host, number in told:
+        seen[host, number] += 1
+        times = seen[host, number]
+        nodes.append(host if times == 1 else f"{host}#{times}")
+    return nodes
 
 
 def gather(mine: list[Finding], nodes: list[str]) -> list[tuple[str, Finding]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latxa_megatron.cli.main import main
-from latxa_megatron.doctor import disk
+from latxa_megatron.doctor import disk, together
 from latxa_megatron.doctor.bandwidth import SHARE, Link, Measured, Timed
 from latxa_megatron.doctor.clocks import Skew, look_at_skew
 from latxa_megatron.doctor.examine import examine
@@ -30,7 +30,7 @@ def run_file(tmp_path_factory):
 
 def tasks(started: int, *arguments: str) -> list[tuple[int, str, str]]:
     """What srun would start, of three tasks: 0 and 1 on the first node, 2 on the second. Status, output, errors of each."""
-    worker, job = Path(__file__).with_name("node_worker.py"), str(os.getpid() + 10000 * started)
+    worker, job = Path(__file__).with_name("node_worker.py"), str(os.getpid())
     processes = [
         subprocess.Popen(
             [sys.executable, str(worker), "doctor", *arguments],
@@ -114,6 +114,13 @@ def test_a_process_that_fails_is_a_line(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     (failed,) = [finding for finding, _ in examine(bandwidth=True).lines if finding.state == "fail"]
     assert (failed.check, "nosuch0" in failed.found) == ("bandwidth", True)
+
+
+def test_nodes_of_one_name():
+    """As containers may be; ranks go node by node, or around the nodes."""
+    assert together.names([("a", 0), ("a", 1), ("b", 0), ("b", 1)]) == ["a", "a", "b", "b"]
+    assert together.names([("a", 0), ("a", 1), ("a", 0), ("a", 1)]) == ["a", "a", "a#2", "a#2"]
+    assert together.names([("a", 0), ("a", 0), ("a", 1), ("a", 1)]) == ["a", "a#2", "a", "a#2"]
 
 
 def measured(*links: Link, device: str = "NVIDIA H200") -> Measured:
