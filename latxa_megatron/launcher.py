@@ -13,6 +13,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def local_rank() -> int:
+    """This process's number among those of its run on this node; 0 where there is no launcher."""
+    adopt_srun()
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def processes() -> int:
+    """How many processes the launcher started for the run; 1 where there is no launcher."""
+    adopt_srun()
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def has_monitor() -> bool:
     """Whether ft_launcher of nvidia-resiliency-ext started this process, with a monitor that waits for its heartbeats."""
     return "FT_RANK_MONITOR_IPC_SOCKET" in os.environ

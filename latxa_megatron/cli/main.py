@@ -19,6 +19,7 @@ from rich.text import Text
 from latxa_megatron import launcher
 from latxa_megatron.cli.convert import convert
 from latxa_megatron.cli.data import data
+from latxa_megatron.cli.doctor import doctor
 from latxa_megatron.cli.terminal import OPTIONS, console
 from latxa_megatron.errors import LatxaError
 
@@ -30,6 +31,7 @@ launch = typer.Typer(help="Start training on several processes.", **OPTIONS)
 recipes = typer.Typer(help="Look at the run files that ship.", **OPTIONS)
 for _name, _group in (("data", data), ("convert", convert), ("launch", launch), ("recipes", recipes)):
     app.add_typer(_group, name=_name)
+app.command("doctor")(doctor)
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file; `latxa recipes list` shows those that ship.")]
 Overrides = Annotated[
