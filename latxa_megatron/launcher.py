@@ -13,6 +13,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def job() -> str | None:
+    """The number of the Slurm job that this process belongs to; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def has_monitor() -> bool:
     """Whether ft_launcher of nvidia-resiliency-ext started this process, with a monitor that waits for its heartbeats."""
     return "FT_RANK_MONITOR_IPC_SOCKET" in os.environ
