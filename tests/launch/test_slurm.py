@@ -19,7 +19,7 @@ from tests.train.test_resume import assert_same_state
 
 SITE = {"description": "two nodes of the tests", "tasks_per_node": 1, "cpus_per_task": 2, "stop_before": 60}
 
-ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 
 
 def test_killed_and_ended_by_its_time_limit_it_finishes_with_the_same_weights(slurm, tiny_run, whole, tmp_path):
@@ -95,10 +95,10 @@ def _signalled_before_the_time_limit(slurm, number: str, out: Path) -> int:
 def submitted(slurm, tiny_run, tmp_path):
     """Submits a run whose srun is a line of bash; the job's number, and the directory of the run."""
 
-    def submit(name: str, srun: str) -> tuple[str, Path]:
+    def submit(name: str, srun: str, time: str = "5") -> tuple[str, Path]:
         out = tiny_run.out(name)
         site = Site(**SITE, setup=["srun() {", srun, "}"])
-        text = script(Path(tiny_run.file), Job(2, time="5"), site, [f"out={out}", *RUN])
+        text = script(Path(tiny_run.file), Job(2, time=time), site, [f"out={out}", *RUN])
         (out / "slurm").mkdir(parents=True)
         (out / "slurm" / "job.sbatch").write_text(text)
         return slurm.run("sbatch", "--parsable", out / "slurm" / "job.sbatch").strip(), out
@@ -144,4 +144,14 @@ def test_a_cancelled_job_is_not_started_again(slurm, submitted):
     _wait(slurm, number, lambda: "waits" in _log(out))
     slurm.run("scancel", number)
     assert _end(slurm, number) == "CANCELLED"
-    assert "not started again" in _log(out)
+    assert "left as it is" in _log(out)
+
+
+@pytest.mark.slow  # a time limit is a minute at least, and Slurm looks at it every half
+def test_a_run_that_reaches_its_time_limit_is_started_again(slurm, submitted):
+    """As where a save takes longer than the signal was early; what ends it then is SIGTERM."""
+    late = "trap : USR1; trap 'return 143' TERM; touch $out/first; while :; do sleep 0.1; done"
+    number, out = submitted("late", f"if [ -e $out/first ]; then {ENDS % ('finished', 0)}; else {late}; fi", time="1")
+    assert _end(slurm, number) == "COMPLETED"
+    assert "DUE TO TIME LIMIT" in _log(out)
+    assert slurm.job(number)["Restarts"] == "1"
