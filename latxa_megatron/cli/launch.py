@@ -21,11 +21,15 @@ def launch_local(
     run_file: RunFile,
     nproc: Annotated[int, typer.Option(min=1, help="Processes to start; one for each GPU, where there are any.")],
     overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines, on each of which this is started.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="This machine's number among them.")] = 0,
+    first: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where number 0 is found by the others.")] = None,
 ) -> None:
-    """Run `latxa train RUN.yaml` under torchrun on this machine."""
+    """Run `latxa train RUN.yaml` under torchrun on this machine, alone or with others."""
+    from latxa_megatron.launch.local import Among
     from latxa_megatron.launch.local import launch_local as start
 
-    start(run_file, nproc, overrides)
+    start(run_file, nproc, overrides, Among(nodes, node_rank, first))
 
 
 @launch.command("slurm")
@@ -55,6 +59,27 @@ def launch_slurm(
     number, directory = slurm.launch_slurm(run_file, job, load_site(site), overrides)
     console.print(f"job {number}; its log will be {directory / f'{number}.log'}", soft_wrap=True, highlight=False)
     console.print(f"`latxa launch status {directory.parent}` says how it does", soft_wrap=True, highlight=False, markup=False)
+
+
+@launch.command("k8s")
+def launch_k8s(
+    run_file: RunFile,
+    nodes: Annotated[int, typer.Option(min=1, help="Pods, one for each node.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each.")],
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="Container image with latxa-megatron in it.")],
+    claim: Annotated[list[str], typer.Option(metavar="NAME:/PATH", help="Persistent volume claim, and its place; repeatable.")],
+    overrides: Overrides = None,
+    namespace: Annotated[str | None, typer.Option(help="Instead of kubectl's.")] = None,
+) -> None:
+    """Print a JobSet manifest of a run, for `kubectl apply -f -`."""
+    import yaml
+
+    from latxa_megatron.launch import kubernetes
+
+    claims = dict(kubernetes.claim(each) for each in claim)
+    made = kubernetes.manifest(run_file, kubernetes.Pods(nodes, gpus, image, claims, namespace), overrides)
+    text = yaml.safe_dump(made, sort_keys=False, width=128)
+    console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
 
 @launch.command("status")

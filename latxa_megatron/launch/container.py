@@ -16,7 +16,7 @@ def in_container(image: Path, run: RunConfig, run_file: Path, site: Site, comman
         raise LatxaError(f"--container {image}: is neither a .sqsh image (pyxis) nor a .sif image (Apptainer)")
     if not image.is_file():
         raise LatxaError(f"--container {image}: there is no such file")
-    places = mounts(run, run_file, site)
+    places = mounts(run, run_file, site.mounts)
     here, inside = str(Path.cwd()), str(image.absolute())
     if image.suffix == ".sqsh":
         binds = ",".join(f"{place}:{place}" for place in places)
@@ -25,10 +25,10 @@ def in_container(image: Path, run: RunConfig, run_file: Path, site: Site, comman
     return [], [*start, inside, *command]
 
 
-def mounts(run: RunConfig, run_file: Path, site: Site) -> list[str]:
+def mounts(run: RunConfig, run_file: Path, more: list[Path]) -> list[str]:
     """Directories that hold what the run reads and writes, and what symbolic links among them point to; none inside another."""
     used = [run.out, run.model.hf, run.model.checkpoint, run.tokenizer, run.data.store, run.data.plan, run_file]
-    used += [*run.validation.plans.values(), *_stores(run), *site.mounts]
+    used += [*run.validation.plans.values(), *_stores(run), *more]
     places = {Path.cwd(), *(each for path in used if path is not None for each in _directories(path))}
     for place in places:
         if any(c in str(place) for c in ",:\n"):
