@@ -14,6 +14,8 @@ from latxa_megatron.starts import read_starts
 METRICS = "metrics.jsonl"
 RECENT = 100
 """The steps that the speed is the mean of, at most; of the newest start alone."""
+LOG_END = 1 << 16
+"""Bytes at the end of a log that are read."""
 FRESH = 120.0
 """Seconds since the last step in which a run is taken to be alive where its lock is not seen, as from another machine."""
 
@@ -168,13 +170,21 @@ def describe(found: Status, now: datetime) -> list[str]:
     if found.before:
         ends = ", ".join(f"{count} {how}" for how, count in sorted(found.before.items()))
         lines.append(f"started {found.before.total() + 1} times; earlier starts: {ends}")
-    if found.idle:
+    if found.idle > 1:
         lines.append(f"starts of its job in a row that saved nothing: {found.idle}")
     if found.faults:
         lines.append("steps with a fault: " + ", ".join(f"{count} {action}" for action, count in sorted(found.faults.items())))
     if found.log and found.state != "finished":
-        lines.append(f"log {found.log}")
+        lines.append(f"log {found.log}{_job_said(found.log)}")
     return lines
+
+
+def _job_said(log: Path) -> str:
+    """What the job's script, not the run, said last: where it began, or how the run ended."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_END))
+        said = [line for line in file.read().decode(errors="replace").splitlines() if line.startswith("latxa: ")]
+    return f", whose job said: {said[-1].removeprefix('latxa: ')}" if said else ""
 
 
 def _speed(lines: list[dict[str, Any]], each: float) -> str:

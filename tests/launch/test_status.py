@@ -105,6 +105,9 @@ def test_before_the_first_step(run, tmp_path):
     (tmp_path / "slurm" / "idle").write_text("7\n7\n")
     assert run(None, None)[1] == "starts of its job in a row that saved nothing: 2"
     (tmp_path / "slurm" / "idle").unlink()
+    (tmp_path / "slurm" / "8.log").write_text("latxa: job 8 on n1\nsome noise\n")
+    os.utime(tmp_path / "slurm" / "7.log", (0, 0))
+    assert run(None, None)[1] == f"log {tmp_path / 'slurm' / '8.log'}, whose job said: job 8 on n1"
     with locked(tmp_path, "training"):
         said = run([began(0), ended("crash", error="x")], None)
         assert (said[0], said[1]) == (f"{tmp_path}: is starting", "started 2 times; earlier starts: 1 crash")
