@@ -28,7 +28,7 @@ test-restart: $(VENV)/resiliency
 
 # Debian's Slurm, which tests/launch starts one from; needs root.
 slurm:
-	@command -v slurmctld slurmd munged ip > /dev/null || { apt-get -qq update && \
+	@(for each in slurmctld slurmd munged ip; do command -v $$each || exit 1; done) > /dev/null || { apt-get -qq update && \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends slurm-wlm munge iproute2 > /dev/null; }
 
 lint: $(VENV)/dev
