@@ -9,7 +9,7 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h tests/fuzz/*.cpp tests/fuzz/*.h)
 FUZZ_RUNS := 200000
 FUZZ_SEED := 33
 
-.PHONY: demo test test-newest test-restart lint format bench fuzz clean
+.PHONY: demo test test-newest test-restart slurm lint format bench fuzz clean
 
 demo: $(VENV)/demo
 	$(BIN)/latxa demo
@@ -26,6 +26,11 @@ test-newest: $(VENV)/newest
 # A frozen rank under nvidia-resiliency-ext's ft_launcher.
 test-restart: $(VENV)/resiliency
 	PYTHONPATH=$(VENV)/resiliency $(BIN)/python -m pytest tests/train/test_heartbeat.py
+
+# Debian's Slurm, which tests/launch starts one from; needs root.
+slurm:
+	@(for each in slurmctld slurmd munged ip; do command -v $$each || exit 1; done) > /dev/null || { apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends slurm-wlm munge iproute2 > /dev/null; }
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -59,6 +59,28 @@ def read_json(path: Path) -> Any:
         raise LatxaError(f"{path}: is not valid JSON ({error}); make it again") from None
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file that grows by a JSON line at a time, oldest first; a line that a kill cut short is left out.
+
+    Empty where there is no such file.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Add a line to such a file, in place of one that a kill cut short."""
+    with path.open("ab+") as file:
+        whole = file.seek(0, os.SEEK_END)
+        while whole:
+            file.seek(whole - 1)
+            if file.read(1) == b"\n":
+                break
+            whole -= 1
+        file.truncate(whole)
+        file.write(json.dumps(value).encode() + b"\n")
+
+
 def require_space(directory: Path, size: int) -> None:
     """Raise LatxaError where the disk of a directory has not so many bytes left."""
     free = shutil.disk_usage(directory).free

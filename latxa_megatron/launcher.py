@@ -13,6 +13,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def job() -> str | None:
+    """The number of the Slurm job that this process belongs to; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def local_rank() -> int:
     """This process's number among those of its run on this node; 0 where there is no launcher."""
     adopt_srun()

@@ -70,6 +70,25 @@ CASES = {
         ("launch", "local", "right.yaml", "--nproc", "2"),
         "hf: there is no such Hugging Face directory",
     ),
+    "the same on a cluster": (
+        ("launch", "slurm", "right.yaml", "--nodes", "2"),
+        "hf: there is no such Hugging Face directory",
+    ),
+    "the same on Kubernetes": (
+        ("launch", "k8s", "right.yaml", "--nodes", "2", "--gpus", "8", "--image", "i", "--claim", "a:/a"),
+        "hf: there is no such Hugging Face directory",
+    ),
+    "no site": (("launch", "slurm", "right.yaml", "--nodes", "2", "--site", "leo"), "--site leo: there is no such site"),
+    "no claim": (
+        ("launch", "k8s", "right.yaml", "--nodes", "2", "--gpus", "8", "--image", "i", "--claim", "a"),
+        "--claim a: has the form NAME:/PATH",
+    ),
+    "no place to meet": (("launch", "local", "right.yaml", "--nproc", "2", "--nodes", "2"), "--first: the machines need"),
+    "no such machine": (
+        ("launch", "local", "right.yaml", "--nproc", "2", "--nodes", "2", "--node-rank", "2", "--first", "a:1"),
+        "--node-rank 2: the 2 machines have the numbers 0 to 1",
+    ),
+    "no run to tell of": (("launch", "status", "."), ".: is not the directory of a run"),
     "missing run file": (("train", "none.yaml"), "none.yaml: there is no such run file"),
     "no plan": (("data", "inspect", "store"), "store: is neither a token store nor a pack plan"),
     "no place for a page": (("data", "inspect", "store", "--html", "none/a.html"), "there is no directory none"),

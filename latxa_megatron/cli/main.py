@@ -19,6 +19,7 @@ from rich.text import Text
 from latxa_megatron import launcher
 from latxa_megatron.cli.convert import convert
 from latxa_megatron.cli.data import data
+from latxa_megatron.cli.launch import Overrides, RunFile, launch
 from latxa_megatron.cli.doctor import doctor
 from latxa_megatron.cli.terminal import OPTIONS, console
 from latxa_megatron.errors import LatxaError
@@ -27,17 +28,10 @@ app = typer.Typer(
     help="From an open-weight LLM and a corpus in a low-resource language to a trained model, on Megatron-core.",
     **OPTIONS,
 )
-launch = typer.Typer(help="Start training on several processes.", **OPTIONS)
 recipes = typer.Typer(help="Look at the run files that ship.", **OPTIONS)
 for _name, _group in (("data", data), ("convert", convert), ("launch", launch), ("recipes", recipes)):
     app.add_typer(_group, name=_name)
 app.command("doctor")(doctor)
-
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file; `latxa recipes list` shows those that ship.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to change, as in optimizer.lr=1e-5."),
-]
 
 
 @app.command("train")
@@ -56,18 +50,6 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
         finished = train_run(run, watch)
     if not finished and first:
         console.print(f"stopped, with a checkpoint under {run.checkpoints}; the same command goes on", soft_wrap=True)
-
-
-@launch.command("local")
-def launch_local(
-    run_file: RunFile,
-    nproc: Annotated[int, typer.Option(min=1, help="Processes to start; one for each GPU, where there are any.")],
-    overrides: Overrides = None,
-) -> None:
-    """Run `latxa train RUN.yaml` under torchrun on this machine."""
-    from latxa_megatron.launch.local import launch_local as start
-
-    start(run_file, nproc, overrides)
 
 
 @recipes.command("list")

@@ -1,1 +1,1 @@
-"""Start `latxa train` on several processes."""
+"""Start `latxa train` on several processes, here or on a cluster, and say how it does."""

@@ -1,10 +1,12 @@
-"""`latxa launch local`: torchrun's elastic agent on this machine, one node, no restarts."""
+"""`latxa launch local`: torchrun's elastic agent on this machine, alone or as one of several, without restarts."""
 
 import dataclasses
 import logging
 import os
+import re
 import sys
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,37 @@ _STOPPING: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT
 """Signals that the agent hands on to the workers, and the seconds that they then have to end their step and save."""
 
 
-def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None) -> None:
+MEETING = 1800
+"""Seconds that a machine waits for the others."""
+
+
+@dataclass(frozen=True)
+class Among:
+    """This machine as one of several that are started alike. rank: its number, from 0; first: HOST:PORT on number 0, for all.
+
+    Raises LatxaError for what is none.
+    """
+
+    nodes: int = 1
+    rank: int = 0
+    first: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes > 1 and self.first is None:
+            raise LatxaError("--first: the machines need HOST:PORT of the first one, to meet there")
+        if self.first is not None and not re.fullmatch(r".+:\d{1,5}", self.first):
+            raise LatxaError(f"--first {self.first}: has the form HOST:PORT")
+        if self.rank >= self.nodes:
+            raise LatxaError(f"--node-rank {self.rank}: the {self.nodes} machines have the numbers 0 to {self.nodes - 1}")
+
+    def meeting(self) -> dict[str, Any]:
+        """How torchrun's agents of these machines find each other."""
+        if self.nodes == 1:
+            return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        return {"rdzv_backend": "static", "rdzv_endpoint": self.first, "rdzv_configs": {"rank": self.rank, "timeout": MEETING}}
+
+
+def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None, among: Among = Among()) -> None:
     """Run `latxa train RUN.yaml` in nproc processes that torchrun starts and watches; wait for all of them.
 
     One process that fails ends the others. Raises LatxaError then, and before any start for a run that cannot work.
@@ -35,7 +67,7 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None)
     from latxa_megatron.config import load_run
     from latxa_megatron.train.check import check_run
 
-    check_run(load_run(run_file, overrides), nproc)
+    check_run(load_run(run_file, overrides), nproc * among.nodes)
     if torch.cuda.is_available() and nproc > torch.cuda.device_count():
         raise LatxaError(f"--nproc {nproc}: this machine has {torch.cuda.device_count()} GPUs, one for each process")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
@@ -45,14 +77,12 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None)
     known = {field.name for field in dataclasses.fields(LaunchConfig)}  # torch 2.6 has neither of the two
     agent = LaunchConfig(
         **{name: value for name, value in _STOPPING.items() if name in known},
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=among.nodes,
+        max_nodes=among.nodes,
         nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        run_id=uuid.uuid4().hex if among.nodes == 1 else "latxa",  # the same on all machines
         max_restarts=0,
+        **among.meeting(),
     )
     worker = ["-m", "latxa_megatron", "train", str(run_file), *(overrides or [])]
     try:

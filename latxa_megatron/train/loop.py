@@ -14,6 +14,7 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import locked
 from latxa_megatron.model import device
 from latxa_megatron.sections import CheckpointSection
+from latxa_megatron.starts import Start
 from latxa_megatron.train.check import check_run
 from latxa_megatron.train.distributed import compute_same_bits, connected, time_limit
 from latxa_megatron.train.flops import training_flops, utilization
@@ -44,14 +45,17 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     compute_same_bits(run.train.deterministic)
     with heartbeats() as beat, connected(time_limit(run)):
         check_run(run, dist.get_world_size())
-        with _alone(run):
+        with _alone(run), Start(run.out, dist.get_world_size(), write=dist.get_rank() == 0) as start:
             job = set_up(run)
+            start.began(job.start, job.total)
             with (
                 StopSignals() as stop,
                 reports(run, job.start) as report,
                 HangWatch(run.out, run.guard.hang_minutes, beat) as hang,
             ):
-                return _train(job, stop, hang, report, watch)
+                finished = _train(job, stop, hang, report, watch)
+            start.ended(finished=finished)
+            return finished
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from latxa_megatron.files import write_atomically
+from latxa_megatron.files import read_json_lines, write_atomically
 
 FILE = "metrics.jsonl"
 
@@ -33,8 +33,4 @@ def _numbers(value: Any) -> Any:
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The steps that a run has reported, oldest first; a line that a kill cut short is left out."""
-    path = out / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return read_json_lines(out / FILE)

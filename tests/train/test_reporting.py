@@ -185,7 +185,7 @@ def test_wandb_goes_on_with_the_same_run(resumed, mixture):
 
 
 def test_nothing_else_is_written_unless_it_is_asked_for(trained):
-    assert [path.name for path in trained.out("one process").iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in trained.out("one process").iterdir()) == ["metrics.jsonl", "starts.jsonl"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("tensorboard", "true"), ("wandb", "project")])
