@@ -19,8 +19,8 @@ from rich.text import Text
 from latxa_megatron import launcher
 from latxa_megatron.cli.convert import convert
 from latxa_megatron.cli.data import data
-from latxa_megatron.cli.launch import Overrides, RunFile, launch
 from latxa_megatron.cli.doctor import doctor
+from latxa_megatron.cli.launch import Overrides, RunFile, launch
 from latxa_megatron.cli.terminal import OPTIONS, console
 from latxa_megatron.errors import LatxaError
 
