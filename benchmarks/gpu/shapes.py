@@ -22,6 +22,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "8B-shaped, 4 layers": {**SIZES_8B, "num_hidden_layers": 4},
     "8B-shaped, 8 layers": {**SIZES_8B, "num_hidden_layers": 8},
     "Llama-3.1-8B": {**SIZES_8B, "num_hidden_layers": 32},
+    "Llama-3.1-70B": {**SIZES_70B, "num_hidden_layers": 80},
+    "Llama-3.1-405B": {"hidden_size": 16384, "intermediate_size": 53248, "num_attention_heads": 128, "num_hidden_layers": 126},
 }
 
 

@@ -21,6 +21,7 @@ from latxa_megatron.cli.convert import convert
 from latxa_megatron.cli.data import data
 from latxa_megatron.cli.doctor import doctor
 from latxa_megatron.cli.launch import Overrides, RunFile, launch
+from latxa_megatron.cli.plan import plan
 from latxa_megatron.cli.terminal import OPTIONS, console
 from latxa_megatron.errors import LatxaError
 
@@ -32,6 +33,7 @@ recipes = typer.Typer(help="Look at the run files that ship.", **OPTIONS)
 for _name, _group in (("data", data), ("convert", convert), ("launch", launch), ("recipes", recipes)):
     app.add_typer(_group, name=_name)
 app.command("doctor")(doctor)
+app.command("plan")(plan)
 
 
 @app.command("train")

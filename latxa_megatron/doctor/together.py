@@ -74,8 +74,6 @@ def start(processes: int) -> bandwidth.Measured:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine's name may not lead to an address of its own
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -99,6 +97,8 @@ def start(processes: int) -> bandwidth.Measured:
 
 def _worker() -> tuple[bandwidth.Measured | None, Finding | None]:
     """One process of start(): what it measured, or why it could not."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine's name may not lead to an address of its own
+    torch.set_num_threads(1)
     measured: list[bandwidth.Measured] = []
 
     def measure() -> list[Finding]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,16 @@ class Hosts:
         own = f'hostname {name} && mount --bind {self._file} /etc/hosts && exec "$@"'
         enter = ["nsenter", f"--net=/run/netns/{self.namespace(name)}", "unshare", "--uts", "--mount"]
         return [*enter, "sh", "-c", own, "sh", *map(str, command)]
+
+
+def exit_codes(tasks: list[subprocess.Popen]) -> list[int]:
+    """Of tasks that need each other: where one fails, the others are ended."""
+    while None in (codes := [task.poll() for task in tasks]) and not any(codes):
+        time.sleep(0.1)
+    for task in tasks:
+        if any(codes):
+            task.kill()
+    return [task.wait() for task in tasks]
 
 
 @contextmanager

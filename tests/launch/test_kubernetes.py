@@ -9,7 +9,7 @@ from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.launch.kubernetes import Pods, claim, manifest
-from tests.launch.hosts import hosts
+from tests.launch.hosts import exit_codes, hosts
 from tests.launch.test_rendezvous import RUN
 from tests.train.test_resume import assert_same_state
 
@@ -62,7 +62,7 @@ def test_two_pods_train_one_run(made, tiny_run, whole):
             )
             for n, host in enumerate(names)
         ]
-        assert [each.wait() for each in pods] == [0, 0]
+        assert exit_codes(pods) == [0, 0]
     assert_same_state(whole, tiny_run.out("pods"))
 
 

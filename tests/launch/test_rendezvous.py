@@ -6,6 +6,7 @@ import sys
 
 from latxa_megatron.starts import read_starts
 from latxa_megatron.train.metrics import read_metrics
+from tests.launch.hosts import exit_codes
 
 STEPS = 12
 RUN = ["parallel.pp=2", "precision.dtype=bf16", f"train.steps={STEPS}", "checkpoint.every=3", "checkpoint.async_save=false"]
@@ -29,7 +30,7 @@ def train_on(hosts, names, tiny_run, name):
         )
         for rank, host in enumerate(names)
     ]
-    assert [task.wait() for task in tasks] == [0] * len(names)
+    assert exit_codes(tasks) == [0] * len(names)
     return out
 
 

@@ -1,7 +1,7 @@
-"""What `latxa plan` predicts of runs on one GPU, beside what they take: seconds a step and GPU memory.
+"""What `latxa plan` is measured by: seconds a step and GPU memory of runs on one GPU.
 
     latxa data build --out store --tokenizer models/Llama-3.1-8B --source basque='corpus/*.jsonl'
-    python benchmarks/gpu/plan_check.py --store store --out plan-check-out [--only bf16] [--from 9]
+    python benchmarks/gpu/plan_rows.py --store store --out plan-rows-out [--only bf16] [--from 9]
 
 Adds one line of JSON for each run to OUT/rows.jsonl: its settings, the median seconds of the steps after the third, the peak of
 what torch had allocated, and how much more of the GPU was in use than before it. Runs in two processes share the GPU where there

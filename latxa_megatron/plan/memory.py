@@ -1,0 +1,80 @@
+"""GPU memory of each pipeline stage at its peak, as torch counts what is allocated.
+
+A peak is in one of two moments: in the last forward pass before a backward one, or in the optimizer's step. Terms that one
+forgets, each seen in measured peaks: 4 bytes a parameter for gradients in fp32 where they are summed in bf16; 2 more for weights
+kept in FP8, which have room for both casts beside a bf16 copy's; the empty gradients that products with fused accumulation hand
+to autograd, which stay, one for each shape of matrix.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from latxa_megatron.model.layout import Layout, Precision
+from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.plan.stages import Stage, layer_bytes
+from latxa_megatron.sections import TrainSection
+
+_GIB = 2**30
+_ELSE = 0.11 * _GIB  # cuBLAS's and Transformer Engine's workspaces, RoPE, the batch
+SLACK = 4.0
+"""GiB that must stay free for the CUDA context, NCCL, and what the allocator cannot use. Chosen, not measured."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """GiB on one GPU of a stage, by term; peak is less than their sum, since two of them never meet."""
+
+    stage: int
+    weights: float
+    gradients: float
+    optimizer: float
+    optimizer_step: float
+    activations: float
+    logits: float
+    rest: float
+    peak: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        always = self.weights + self.gradients + self.optimizer + self.rest
+        object.__setattr__(self, "peak", always + max(self.optimizer_step, self.activations + self.logits))
+
+    def largest(self) -> str:
+        """The name of the largest term."""
+        terms = {name: getattr(self, name) for name in TERMS}
+        return max(terms, key=lambda name: terms[name]).replace("_", " ")
+
+
+TERMS = ("weights", "gradients", "optimizer", "optimizer_step", "activations", "logits", "rest")
+
+
+def stage_memory(
+    stage: Stage, shape: LlamaShape, layout: Layout, precision: Precision, train: TrainSection, seq_length: int, dp: int
+) -> StageMemory:
+    """dp: data-parallel ranks; the optimizer's state is split over them and over cp."""
+    size = 4 if precision.dtype == torch.float32 else 2
+    gradients = 4 if precision.gradients == torch.float32 else 2
+    shards = dp * layout.cp
+    layers = stage.layers * stage.layer_parameters
+    in_fp8 = layers * max(0.0, 1 - sum(precision.bf16_layers) / shape.layers) if precision.fp8 != "none" else 0.0
+    weights = size * stage.parameters + 2 * in_fp8 * (1 if precision.fp8_params else 0)
+    if precision.fp8_head:
+        weights += 2 * stage.head
+    positions = train.micro_batch * seq_length // layout.cp
+    state = (8 if size == 4 else 12) * stage.parameters / shards
+    step = (4 if gradients == 2 else 0) * stage.parameters / shards
+    kept, again = _kept_layers(stage, train)
+    per_layer = layer_bytes(shape, precision) * positions / layout.tp
+    checkpoints = again * 2 * shape.hidden * positions / layout.tp
+    activations = stage.in_flight * (kept * per_layer + checkpoints) + (per_layer if again else 0)
+    copies = 1 if precision.fp8_head else 2
+    logits = copies * size * positions * shape.vocab / layout.tp if stage.head else 0.0
+    empty = 2 * (stage.layer_parameters + stage.head)
+    terms = (weights, gradients * stage.parameters, state, step, activations, logits, empty + _ELSE)
+    return StageMemory(stage.index, *(term / _GIB for term in terms))
+
+
+def _kept_layers(stage: Stage, train: TrainSection) -> tuple[int, int]:
+    """Layers that keep their activations, and layers that compute them again."""
+    again = min(stage.layers, train.recompute) if isinstance(train.recompute, int) else 0
+    return stage.layers - again, again

@@ -1,0 +1,90 @@
+"""Predictions against what was measured on a GPU and what others published, and the arithmetic by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from latxa_megatron.cli.main import app
+from latxa_megatron.config import load_run
+from latxa_megatron.errors import LatxaError
+from latxa_megatron.model.layout import Layout, Precision
+from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.plan.estimate import estimate
+from latxa_megatron.plan.gpus import find_gpu
+from latxa_megatron.plan.stages import layer_bytes, stages
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from plan_check import planned, rows
+
+LLAMA_8B = LlamaShape(32, 4096, 14336, 32, 8, 128, 128256, 131072, 1e-5, 500000.0, 8.0, False)
+
+
+@pytest.mark.parametrize("row", rows("plan_measured.jsonl"), ids=lambda row: f"{row['shape']} {row['overrides'][2:]}")
+def test_memory_within_5_percent_and_time_within_7(row, tmp_path):
+    found = planned(row, "h200", row["processes"], tmp_path)
+    assert found.memory[0].peak == pytest.approx(row["peak_gib"], rel=0.05)
+    if row["processes"] == 1:  # two processes shared a GPU
+        assert found.seconds.step == pytest.approx(row["seconds"], rel=0.07)
+
+
+@pytest.mark.parametrize("row", rows("plan_published.jsonl"), ids=lambda row: f"{row['shape']} {row['gpus']} {row['seq_length']}")
+def test_published_speeds_within_12_percent(row, tmp_path):
+    found = planned(row, "h100-80g", row["gpus"], tmp_path)
+    assert found.positions_per_second_per_gpu == pytest.approx(row["positions_per_second_per_gpu"], rel=0.12)
+
+
+def test_stages_hold_the_whole_model():
+    layout = Layout(tp=2, pp=4, vp=2, stages=(3, 4, 4, 5, 4, 4, 4, 4))
+    found = stages(LLAMA_8B, layout, 16)
+    assert [stage.layers for stage in found] == [3 + 4, 4 + 4, 4 + 4, 5 + 4]
+    whole = 32 * (4096 * 4096 * 2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 2 * 128256 * 4096
+    assert sum(stage.parameters for stage in found) * 2 == whole
+    assert [stage.in_flight for stage in found] == [(6 + 4 + 1) / 2, (4 + 4 + 1) / 2, (2 + 4 + 1) / 2, (4 + 1) / 2]
+
+
+def test_what_a_layer_keeps_by_hand():
+    """In bf16 6 x 2 x 4096, queries, keys and values 2 x 6144, less one of the six, and 3 x 2 x 14336 feed-forward."""
+    assert layer_bytes(LLAMA_8B, Precision()) == 5 * 2 * 4096 + 2 * 6144 + 6 * 14336
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    config = {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336}
+    config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+    (hf / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192, "rope_theta": 500000.0}))
+    run = {"name": "r", "out": "out", "model": {"hf": str(hf)}, "data": {"store": "s", "plan": "p"}, "train": {"steps": 10}}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run | {"optimizer": {}}))
+    return file
+
+
+def test_command_says_what_fits_and_what_does_not(run_file):
+    said = CliRunner().invoke(app, ["plan", str(run_file), "--gpu", "h200", "--gpus", "8", "--price", "2"])
+    assert said.exit_code == 0
+    assert "fits" in said.output
+    assert "10 steps" in said.output
+    said = CliRunner().invoke(app, ["plan", str(run_file), "--gpu", "a100-40g", "--gpus", "1", "--json"])
+    assert said.exit_code == 1
+    found = json.loads(said.output)
+    assert not found["fits"]
+    assert found["memory"][0]["peak"] > 16 * 8.03e9 / 2**30
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "overrides", "words"),
+    [
+        ("h300", 8, [], "--gpu h300"),
+        ("h200", 6, ["parallel.tp=4"], "--gpus 6"),
+        ("h200", 7, [], "train.global_batch"),
+        ("a100-80g", 8, ["precision.fp8=tensorwise"], "precision.fp8"),
+    ],
+)
+def test_what_cannot_be_is_refused(run_file, gpu, gpus, overrides, words):
+    with pytest.raises(LatxaError, match=words):
+        estimate(load_run(run_file, overrides), find_gpu(gpu), gpus)
