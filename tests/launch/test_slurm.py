@@ -1,6 +1,7 @@
 """Jobs on a real Slurm of two nodes: the run is submitted, killed, ended by its time limit, and finishes all the same."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def test_killed_and_ended_by_its_time_limit_it_finishes_with_the_same_weights(sl
 
     status = slurm.run(*latxa, "status", out)
     assert f"{out}: is finished\nstep {STEPS} of {STEPS} (100.0%)" in status
-    assert "earlier starts: 1 crash, 1 stopped" in status or "earlier starts: 1 killed, 1 stopped" in status
+    assert re.search(r"earlier starts: 1 (crash|killed), \d+ stopped", status)
 
 
 def _starts(out: Path) -> list[dict]:
