@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 
-def build(hf: dict[str, Any], fp8: str) -> tuple[Any, Any]:
+def build(hf: dict[str, Any], fp8: str, *, op_fuser: bool) -> tuple[Any, Any]:
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -54,11 +54,12 @@ def build(hf: dict[str, Any], fp8: str) -> tuple[Any, Any]:
         gradient_accumulation_fusion=True,
         cross_entropy_loss_fusion=True,
         cross_entropy_fusion_impl="te",
+        use_transformer_engine_op_fuser=op_fuser,
         **options,
     )
     model = GPTModel(
         config,
-        get_gpt_layer_with_transformer_engine_spec(),
+        get_gpt_layer_with_transformer_engine_spec(use_te_op_fuser=op_fuser),
         vocab_size=hf["vocab_size"],
         max_sequence_length=hf["max_position_embeddings"],
         position_embedding_type="rope",
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--hf", type=Path, required=True)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--fp8", default="none", choices=["none", "tensorwise"])
+    parser.add_argument("--op-fuser", action="store_true", help="Transformer Engine's fused operations for the feed-forward half")
     parser.add_argument("--microbatches", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
@@ -110,7 +112,8 @@ def main() -> None:
     device.prepare()  # stands in for apex, which megatron-core looks for when it is imported
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    model, optimizer = build(json.loads((arguments.hf / "config.json").read_text()), arguments.fp8)
+    hf = json.loads((arguments.hf / "config.json").read_text())
+    model, optimizer = build(hf, arguments.fp8, op_fuser=arguments.op_fuser)
     batches, positions, seq_length = inputs(arguments.plan, arguments.microbatches)
 
     def forward(ready: Any, chunk: Any) -> Any:

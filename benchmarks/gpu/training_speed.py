@@ -24,11 +24,13 @@ from shapes import latxa, run_shape, write_shape
 BF16 = ["precision.gradients=bf16"]
 FP8 = [*BF16, "precision.fp8=tensorwise", "precision.fp8_params=true"]
 HEAD = [*FP8, "precision.fp8_head=true"]
+TWICE = ["train.micro_batch=2", "train.recompute=4"]
 BALANCED = ["parallel.pp=2", "parallel.vp=2"]
 RUNS: list[tuple[int, str, str, list[str]]] = [
     (1, "70B-shaped, 4 layers", "fp8, head in fp8", HEAD),
     (1, "70B-shaped, 4 layers", "fp8", FP8),
     (1, "70B-shaped, 4 layers", "bf16", BF16),
+    (1, "70B-shaped, 4 layers", "fp8, head in fp8, 2 samples a microbatch, all layers recomputed", [*HEAD, *TWICE]),
     (1, "8B-shaped, 8 layers", "fp8, head in fp8", HEAD),
     (1, "8B-shaped, 8 layers", "bf16", BF16),
     (1, "8B-shaped, 8 layers", "fp8, head in fp8, 2 samples a microbatch", [*HEAD, "train.micro_batch=2"]),
@@ -39,6 +41,7 @@ RUNS: list[tuple[int, str, str, list[str]]] = [
 ]
 PEERS: dict[str, tuple[str, list[str]]] = {
     "megatron-core + Transformer Engine bare, fp8": ("bare_layers.py", ["--fp8", "tensorwise"]),
+    "megatron-core + Transformer Engine bare, fp8, op fuser": ("bare_layers.py", ["--fp8", "tensorwise", "--op-fuser"]),
     "transformers + Liger, checkpointing, bf16": ("liger_layers.py", []),
 }
 PEER_SHAPE = "70B-shaped, 4 layers"
