@@ -57,7 +57,7 @@ def tables() -> Iterator[str]:
         for row in rows("plan_measured.jsonl"):
             found = planned(row, "h200", row["processes"], directory)
             settings = ", ".join(each.split(".", 1)[1] for each in row["overrides"] if "steps=" not in each)
-            alone = row["processes"] == 1
+            alone = row["processes"] == 1 or "own_gpus" in row
             time = beside(found.seconds.step, row["seconds"], 3) if alone else " | | "
             memory = beside(found.memory[0].peak, row["peak_gib"], 1)
             yield f"| {row['shape']} | {row['seq_length']} | {settings} | {memory} | {time} |"

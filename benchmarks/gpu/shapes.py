@@ -1,5 +1,6 @@
 """Llama shapes with random weights, and runs of them through `latxa` as users start it."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,9 @@ SHAPES: dict[str, dict[str, int]] = {
     "8B-shaped, 2 layers": {**SIZES_8B, "num_hidden_layers": 2},
     "70B-shaped, 4 layers": {**SIZES_70B, "num_hidden_layers": 4},
     "70B-shaped, 8 layers": {**SIZES_70B, "num_hidden_layers": 8},
+    "70B-shaped, 5 layers": {**SIZES_70B, "num_hidden_layers": 5},
+    "70B-shaped, 10 layers": {**SIZES_70B, "num_hidden_layers": 10},
+    "70B-shaped, 20 layers": {**SIZES_70B, "num_hidden_layers": 20},
     "8B-shaped, 4 layers": {**SIZES_8B, "num_hidden_layers": 4},
     "8B-shaped, 8 layers": {**SIZES_8B, "num_hidden_layers": 8},
     "Llama-3.1-8B": {**SIZES_8B, "num_hidden_layers": 32},
@@ -27,13 +31,35 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
-def latxa(*arguments: object) -> str:
-    """What a `latxa` command prints. Raises RuntimeError with its last words where it fails."""
+def latxa(*arguments: object, limit: float | None = None, allowed: int = 0) -> str:
+    """What a `latxa` command prints.
+
+    Raises RuntimeError with its last words where it ends with a status above `allowed`, or has not ended after `limit` seconds;
+    then it is killed, with all processes that it started.
+    """
     command = [sys.executable, "-m", "latxa_megatron", *map(str, arguments)]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr + done.stdout)[-6000:])
-    return done.stdout
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            said, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            kill(process.pid)
+            said, errors = process.communicate(timeout=60)
+            raise RuntimeError(f"{(errors + said)[-6000:]}\nno end after {limit:.0f} s") from None
+    if not 0 <= process.returncode <= allowed:
+        raise RuntimeError((errors + said)[-6000:])
+    return said
+
+
+def kill(pid: int) -> None:
+    """A process and all that came from it: torchrun's workers are in sessions of their own."""
+    import psutil
+
+    above = psutil.Process(pid)
+    family = [above, *above.children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=30)
 
 
 def file_name(words: str) -> str:
@@ -83,10 +109,12 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.with_name("metrics.jsonl").read_text().splitlines()]
 
 
-def run_shape(out: Path, name: str, shape: str, plan: Path, overrides: list[str], *, gpus: int = 1) -> list[dict[str, Any]]:
-    """metrics.jsonl of such a run, through `latxa launch local`."""
+def run_shape(
+    out: Path, name: str, shape: str, plan: Path, overrides: list[str], *, gpus: int = 1, limit: float | None = None
+) -> list[dict[str, Any]]:
+    """metrics.jsonl of such a run, through `latxa launch local`. Raises RuntimeError after `limit` seconds."""
     file = write_run(out, name, shape, plan)
-    latxa("launch", "local", file, "--nproc", gpus, *overrides)
+    latxa("launch", "local", file, "--nproc", gpus, *overrides, limit=limit)
     return read_metrics(file)
 
 

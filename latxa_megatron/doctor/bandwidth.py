@@ -3,19 +3,27 @@
 Times are those of the slowest rank. Bus bandwidth is as nccl-tests defines it (doc/PERFORMANCE.md there): bytes over time, times
 2 (n-1) / n for an all-reduce and (n-1) / n for an all-gather of n ranks, which makes it the speed of the slowest link whatever n
 is. An all-gather's bytes are those that each rank has at the end.
+
+On GPUs the messages of a try are all under way before the last is waited for, and that one is polled: torch's own wait puts
+a thread to sleep for milliseconds where it may throw (TORCH_NCCL_BLOCKING_WAIT), longer than most messages take.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from latxa_megatron.errors import LatxaError
+
 SIZES = {"cuda": (1 << 10, 1 << 20, 16 << 20, 256 << 20), "cpu": (1 << 10, 1 << 20, 16 << 20)}
 _REPEATS = {"cuda": 20, "cpu": 5}
+LIMIT = timedelta(minutes=2)
+"""How long one process waits for another. NCCL sets up its connections within it, also on many nodes."""
 
 SHARE = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
@@ -65,7 +73,7 @@ def measure(group: dist.ProcessGroup, device: torch.device, nodes: list[str], si
     """
     sizes = sizes or SIZES[device.type]
     collectives = [_collective(name, size, group, device) for name in SHARE for size in sizes]
-    links = _links(max(sizes), group, device)
+    links = _links(max(sizes), group, device, nodes)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return Measured(dist.get_backend(group), name, nodes, collectives, links)
 
@@ -76,49 +84,87 @@ def _collective(name: str, size: int, group: dist.ProcessGroup, device: torch.de
     whole = torch.zeros(elements, dtype=torch.float32, device=device)
     part = torch.zeros(elements // n, dtype=torch.float32, device=device)
 
-    def once() -> None:
+    def start() -> list[dist.Work]:
         if name == "all_reduce":
-            dist.all_reduce(whole, group=group)
-        else:
-            dist.all_gather_into_tensor(whole, part, group=group)
+            return [dist.all_reduce(whole, group=group, async_op=True)]
+        return [dist.all_gather_into_tensor(whole, part, group=group, async_op=True)]
 
-    seconds = max(_on_all(_seconds(once, group, device)))
+    seconds = max(_on_all(_seconds(start, device)))
     algorithm = 4 * elements / seconds / 1e9
     return Timed(name, 4 * elements, seconds, algorithm, algorithm * SHARE[name](n))
 
 
-def _links(size: int, group: dist.ProcessGroup, device: torch.device) -> list[Link]:
-    """Each rank with the next: first 0 with 1, 2 with 3 and so on, all at once, then 1 with 2, 3 with 4."""
-    rank, n, found = dist.get_rank(group), dist.get_world_size(group), []
+def rounds(nodes: list[str]) -> list[list[tuple[int, int]]]:
+    """Pairs of ranks that send at the same time, round by round; a rank is in one pair of a round at most.
+
+    Within a node each rank meets each other one (a round robin: one stays, the others go round). Between nodes, each rank meets
+    the rank of its own number on the next node, so that all network ports are at work as in training.
+    """
+    ranks = [[rank for rank, node in enumerate(nodes) if node == name] for name in dict.fromkeys(nodes)]
+    found: list[list[tuple[int, int]]] = []
+    for turn in range(max(len(own) + len(own) % 2 for own in ranks) - 1):
+        found.append([pair for own in ranks for pair in _turn(own, turn)])
+    for first in (0, 1):
+        found.append(
+            [pair for a, b in zip(ranks[first::2], ranks[first + 1 :: 2], strict=False) for pair in zip(a, b, strict=False)]
+        )
+    return [pairs for pairs in found if pairs]
+
+
+def _turn(ranks: list[int], turn: int) -> list[tuple[int, int]]:
+    """The pairs of one turn of a round robin; none after its last. Of an odd number of ranks one pauses."""
+    seats: list[int | None] = [*ranks, *([None] if len(ranks) % 2 else [])]
+    if turn >= len(seats) - 1:
+        return []
+    stays, moving = seats[0], seats[1:]
+    order = [stays, *moving[turn:], *moving[:turn]]
+    pairs = ((order[i], order[-1 - i]) for i in range(len(order) // 2))
+    return [(min(a, b), max(a, b)) for a, b in pairs if a is not None and b is not None]
+
+
+def _links(size: int, group: dist.ProcessGroup, device: torch.device, nodes: list[str]) -> list[Link]:
+    rank, found = dist.get_rank(group), []
     send = torch.zeros(size // 4, dtype=torch.float32, device=device)
     receive = torch.empty_like(send)
-    for first in (0, 1):
-        partner = rank + 1 if (rank - first) % 2 == 0 else rank - 1
-        paired = 0 <= partner < n
+    for pairs in rounds(nodes):
+        partner = next((a + b - rank for a, b in pairs if rank in (a, b)), None)
 
-        def once(partner: int = partner, paired: bool = paired) -> None:
-            if paired:
-                calls = [dist.P2POp(dist.isend, send, partner, group), dist.P2POp(dist.irecv, receive, partner, group)]
-                for work in dist.batch_isend_irecv(calls):
-                    work.wait()
+        def start(partner: int | None = partner) -> list[dist.Work]:
+            if partner is None:
+                return []
+            calls = [dist.P2POp(dist.isend, send, partner, group), dist.P2POp(dist.irecv, receive, partner, group)]
+            return dist.batch_isend_irecv(calls)
 
-        times = _on_all(_seconds(once, group, device))
-        found += [Link((a, a + 1), size, size / max(times[a : a + 2]) / 1e9) for a in range(first, n - 1, 2)]
+        times = _on_all(_seconds(start, device))
+        found += [Link((a, b), send.nbytes, send.nbytes / max(times[a], times[b]) / 1e9) for a, b in pairs]
     return sorted(found, key=lambda link: link.ranks)
 
 
-def _seconds(once: Callable[[], None], group: dist.ProcessGroup, device: torch.device) -> float:
+def _seconds(start: Callable[[], list[dist.Work]], device: torch.device) -> float:
     """Median of some tries, each of several calls in a row; the first, which sets connections up, does not count."""
     tries = []
     for _ in range(4):
         dist.barrier()
         began = time.perf_counter()
+        works: list[dist.Work] = []
         for _ in range(_REPEATS[device.type]):
-            once()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            works += start()
+            if device.type == "cpu":
+                _wait(works, device)  # gloo's threads would take several at a time
+                works.clear()
+        _wait(works, device)
         tries.append((time.perf_counter() - began) / _REPEATS[device.type])
     return statistics.median(tries[1:])
+
+
+def _wait(works: list[dist.Work], device: torch.device) -> None:
+    """Until all are done; NCCL's are in the order that they were started in. Raises LatxaError where that takes too long."""
+    deadline = time.perf_counter() + LIMIT.total_seconds()
+    while device.type == "cuda" and works and not works[-1].is_completed():
+        if time.perf_counter() > deadline:
+            raise LatxaError(f"NCCL: no answer from another rank in {LIMIT.total_seconds():.0f} s; NCCL_DEBUG=INFO says more")
+    for work in works:
+        work.wait()
 
 
 def _on_all(value: float) -> list[float]:

@@ -137,6 +137,14 @@ def _measured(result: Any, report: Report) -> list[Finding]:
     from latxa_megatron.doctor.speed import look_at_bandwidth
 
     report.measured = result.as_json()
-    matrix = links.topology() if result.device != "cpu" else []
+    return look_at_bandwidth(result, _fewest_nvlinks() if result.device != "cpu" else 0, links.port_rate())
+
+
+def _fewest_nvlinks(ask: Run = nvidia_smi) -> int:
+    """NVLinks between the two GPUs of this node that have the fewest; 0 where nvidia-smi does not tell: that has its own line."""
+    try:
+        matrix = links.topology(ask)
+    except (LatxaError, OSError):
+        return 0
     pairs = [links.nvlinks(kind) for i, row in enumerate(matrix) for j, kind in enumerate(row) if i != j]
-    return look_at_bandwidth(result, min(pairs, default=0), links.port_rate())
+    return min(pairs, default=0)

@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,15 +16,12 @@ from latxa_megatron.doctor import bandwidth, clocks
 from latxa_megatron.doctor.finding import Finding, look
 from latxa_megatron.errors import LatxaError
 
-_LIMIT = timedelta(minutes=2)
-"""How long one process waits for another. NCCL sets up its connections within it, also on many nodes."""
-
 
 @contextmanager
 def joined() -> Iterator[list[str]]:
     """The launcher's processes as one gloo group; the name of each one's node."""
     launcher.adopt_srun()
-    dist.init_process_group("gloo", timeout=_LIMIT)
+    dist.init_process_group("gloo", timeout=bandwidth.LIMIT)
     try:
         told = [("", 0)] * dist.get_world_size()
         dist.all_gather_object(told, (socket.gethostname(), launcher.local_rank()))
@@ -59,13 +55,21 @@ def skew(nodes: list[str]) -> list[Finding]:
 
 
 def speed(nodes: list[str]) -> bandwidth.Measured:
-    """Bandwidth between the ranks: NCCL where each has a GPU, else gloo. All ranks call it."""
-    if not torch.cuda.is_available():
-        return bandwidth.measure(dist.new_group(backend="gloo", timeout=_LIMIT), torch.device("cpu"), nodes)
+    """Bandwidth between the ranks: NCCL where each has a GPU, gloo where none has. All ranks call it.
+
+    Raises LatxaError where some nodes' ranks see a GPU and others' do not: the two would wait for each other in vain.
+    """
+    seen: list[int] = [0] * len(nodes)
+    dist.all_gather_object(seen, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if not any(seen):
+        return bandwidth.measure(dist.new_group(backend="gloo", timeout=bandwidth.LIMIT), torch.device("cpu"), nodes)
+    blind = sorted({node for node, gpus in zip(nodes, seen, strict=True) if not gpus})
+    if blind:
+        raise LatxaError(f"ranks on {', '.join(blind)} see no GPU, and others do; ask for GPUs on each node")
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a rank that waits too long gets an exception, not an abort
     device = torch.device("cuda", launcher.local_rank() % torch.cuda.device_count())
     torch.cuda.set_device(device)
-    return bandwidth.measure(dist.new_group(backend="nccl", timeout=_LIMIT), device, nodes)
+    return bandwidth.measure(dist.new_group(backend="nccl", timeout=bandwidth.LIMIT), device, nodes)
 
 
 def start(processes: int) -> bandwidth.Measured:

@@ -1,13 +1,16 @@
 """The GPUs that a run can be planned for."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from latxa_megatron.errors import LatxaError
 
 _FILE = Path(__file__).with_name("gpus.yaml")
+REACHED = 0.8
+"""The share of `link` and `network` that messages are taken to reach."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,27 @@ def find_gpu(name: str) -> Gpu:
     if name not in known:
         raise LatxaError(f"--gpu {name}: is not known; choose one of {', '.join(sorted(known))}")
     return Gpu(name=name, **known[name])
+
+
+def with_links(gpu: Gpu, measured: dict[str, Any]) -> Gpu:
+    """The GPU with the links that `latxa doctor --gpus --json` measured (its `bandwidth`), so that plans go by what was reached.
+
+    link: the bus bandwidth of the largest all-gather, where all ranks are on one node; network: the slowest pair on two nodes.
+    What was not measured stays.
+    """
+    nodes = measured["nodes"]
+    found: dict[str, float] = {}
+    gathers = [timed for timed in measured["collectives"] if timed["operation"] == "all_gather"]
+    if gathers and len(nodes) > 1 and len(set(nodes)) == 1:
+        found["link"] = max(gathers, key=lambda timed: timed["bytes"])["busbw_gb_s"]
+    between = [link["gb_s"] for link in measured["links"] if nodes[link["ranks"][0]] != nodes[link["ranks"][1]]]
+    if between:
+        found["network"] = min(between)
+    plan = {name: float(f"{speed / REACHED:.3g}") for name, speed in found.items()}
+    return replace(gpu, link=plan.get("link", gpu.link), network=plan.get("network", gpu.network))
+
+
+def as_yaml(gpu: Gpu) -> str:
+    """Its line of gpus.yaml."""
+    values = {name: value for name, value in asdict(gpu).items() if name != "name" and value is not None}
+    return f"{gpu.name}: {{{', '.join(f'{name}: {value:g}' for name, value in values.items())}}}"

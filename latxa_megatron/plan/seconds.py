@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from latxa_megatron.model.layout import Layout, Precision
 from latxa_megatron.model.llama import LlamaShape
-from latxa_megatron.plan.gpus import Gpu
+from latxa_megatron.plan.gpus import REACHED, Gpu
 from latxa_megatron.plan.stages import Stage, layer_bytes
 from latxa_megatron.sections import TrainSection
 
@@ -19,7 +19,6 @@ _PER_LOGIT, _PER_PARAMETER = 10, 75
 _MESSAGES = 6
 """Gathers and scatters of a layer over tp that products wait for: four forward, two backward. Transformer Engine runs the other
 four of backward beside products."""
-_REACHED = 0.8  # of a link's bandwidth
 _FORWARD = 1 / 3
 _NODE = 8
 
@@ -65,7 +64,7 @@ def step_seconds(
     bubble = sum(one) * (layout.pp - 1) / layout.vp
     optimizer = _PER_PARAMETER * stage.parameters / shards / bandwidth
     spread_over = layout.tp * layout.cp * dp
-    link = (gpu.link if spread_over <= _NODE else gpu.network) * 1e9 * _REACHED
+    link = (gpu.link if spread_over <= _NODE else gpu.network) * 1e9 * REACHED
     size = 2 if str(precision.gradients) == "torch.bfloat16" else 4
     sent = (size + 2) * stage.parameters * (shards - 1) / shards / link
     exposed = max(0.0, sent - sum(one) * (1 - _FORWARD)) if shards > 1 else 0.0
@@ -99,5 +98,5 @@ def _microbatch(
         positions * (layers * kept * _PASSES[in_fp8] + (shape.vocab / layout.tp * _PER_LOGIT if stage.head else 0)) / bandwidth
     )
     sent = positions * shape.hidden * 2 * (layout.tp - 1) / layout.tp
-    messages = layers * _MESSAGES * sent / (gpu.link * 1e9 * _REACHED) if layout.tp > 1 else 0.0
+    messages = layers * _MESSAGES * sent / (gpu.link * 1e9 * REACHED) if layout.tp > 1 else 0.0
     return products, attention, memory_bound, messages

@@ -11,7 +11,7 @@ import time
 from datetime import timedelta
 from types import SimpleNamespace
 
-from latxa_megatron.doctor import bandwidth, clocks, disk, together
+from latxa_megatron.doctor import bandwidth, clocks, disk
 
 AHEAD = 7.0
 
@@ -26,7 +26,7 @@ if __name__ == "__main__":
         shutil.disk_usage = lambda path: SimpleNamespace(total=1, used=1, free=0) if str(path) != "/dev/shm" else real(path)
     if "alone" in sys.argv:
         sys.argv.remove("alone")
-        together._LIMIT = timedelta(seconds=3)
+        bandwidth.LIMIT = timedelta(seconds=3)
     from latxa_megatron.cli.main import main
 
     main()

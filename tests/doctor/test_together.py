@@ -5,18 +5,23 @@ import os
 import re
 import subprocess
 import sys
+from datetime import timedelta
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from latxa_megatron.cli.main import main
-from latxa_megatron.doctor import disk, together
-from latxa_megatron.doctor.bandwidth import SHARE, Link, Measured, Timed
+from latxa_megatron.doctor import bandwidth, disk, together
+from latxa_megatron.doctor.bandwidth import SHARE, Link, Measured, Timed, rounds
 from latxa_megatron.doctor.clocks import Skew, look_at_skew
-from latxa_megatron.doctor.examine import examine
+from latxa_megatron.doctor.examine import _fewest_nvlinks, examine
 from latxa_megatron.doctor.finding import Finding
 from latxa_megatron.doctor.speed import look_at_bandwidth
+from latxa_megatron.errors import LatxaError
 from tests.doctor.node_worker import AHEAD
+from tests.doctor.smi import fake, matrix
 from tests.tiny import write_llama
 
 
@@ -91,7 +96,7 @@ def test_bandwidth_is_counted_as_nccl_tests_does(report):
         share = {"all_reduce": 4 / 3, "all_gather": 2 / 3}[one["operation"]]
         assert one["algbw_gb_s"] == pytest.approx(one["bytes"] / one["seconds"] / 1e9)
         assert one["busbw_gb_s"] == pytest.approx(one["algbw_gb_s"] * share)
-    assert [(link["ranks"], link["gb_s"] > 0) for link in measured["links"]] == [([0, 1], True), ([1, 2], True)]
+    assert [(link["ranks"], link["gb_s"] > 0) for link in measured["links"]] == [([0, 1], True), ([0, 2], True)]
     assert {"p2p in a node", "p2p between nodes"} <= {f["check"] for f in report["findings"]}
 
 
@@ -149,6 +154,67 @@ def test_a_link_that_is_far_below_what_it_can_do():
         True,
     )
     assert [f.state for f in look_at_bandwidth(slow, 0, 0.0)] == ["ok"] * 3  # PCIe and TCP: nothing is promised
+
+
+@pytest.mark.parametrize("sizes", [[2], [3], [8], [8, 8], [8, 8, 8], [4, 1], [3, 2]])
+@pytest.mark.parametrize("around", [False, True])
+def test_each_pair_of_a_node_and_each_port_between_nodes(sizes, around):
+    """Ranks node by node, or dealt around the nodes. Between nodes, rank i of each meets rank i of the next."""
+    nodes = [str(node) for node, size in enumerate(sizes) for _ in range(size)]
+    if around:
+        nodes = [str(node) for i in range(max(sizes)) for node, size in enumerate(sizes) if i < size]
+    met = [pair for pairs in rounds(nodes) for pair in pairs]
+    for pairs in rounds(nodes):
+        assert len({rank for pair in pairs for rank in pair}) == 2 * len(pairs)
+    of_node = [[rank for rank, node in enumerate(nodes) if node == str(k)] for k in range(len(sizes))]
+    expected = [pair for ranks in of_node for pair in combinations(ranks, 2)]
+    expected += [pair for a, b in pairwise(of_node) for pair in zip(a, b, strict=False)]
+    assert sorted(map(sorted, met)) == sorted(map(sorted, expected))
+    assert len(rounds(["a"] * 8)) == 7
+
+
+class Work:
+    """A message that NCCL is done with after so many questions."""
+
+    def __init__(self, questions: int) -> None:
+        self.questions, self.waited = questions, False
+
+    def is_completed(self) -> bool:
+        self.questions -= 1
+        return self.questions < 0
+
+    def wait(self) -> None:
+        assert self.questions < 0  # it would sleep
+        self.waited = True
+
+
+def test_nccl_is_polled_and_not_waited_for_for_ever(monkeypatch):
+    done = Work(3)
+    bandwidth._wait([done], torch.device("cuda"))
+    assert done.waited
+    monkeypatch.setattr(bandwidth, "LIMIT", timedelta(seconds=0.01))
+    with pytest.raises(LatxaError, match="no answer from another rank"):
+        bandwidth._wait([Work(10**9)], torch.device("cuda"))
+
+
+def test_nodes_that_see_no_gpu_beside_others(monkeypatch):
+    def tell(found: list[int], mine: int) -> None:
+        assert mine == 0
+        found[:] = [1, 1, 0, 0]
+
+    monkeypatch.setattr(together.dist, "all_gather_object", tell)
+    with pytest.raises(LatxaError, match="ranks on b see no GPU"):
+        together.speed(["a", "a", "b", "b"])
+
+
+def test_fewest_nvlinks():
+    """0 where the driver does not tell: what was measured stands in the report nonetheless."""
+
+    def silent(*_: str) -> str:
+        raise LatxaError("nvidia-smi ended with status 6")
+
+    assert _fewest_nvlinks(fake("", matrix("X NV18 NV12", "NV18 X NV18", "NV12 NV18 X"))) == 12
+    assert _fewest_nvlinks(silent) == 0
 
 
 def test_bus_bandwidth_of_eight():
