@@ -92,21 +92,37 @@ def require_space(directory: Path, size: int) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory `path.partial` to fill, renamed to `path` at the end of the block and removed if the block fails.
 
-    What a killed run left is cleared first. Raises LatxaError if `path` exists.
+    What a killed run left is cleared first. Raises LatxaError if `path` exists, and InUse if another process fills it.
     """
+    _refuse(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, "writing it") as descriptor:
+        _refuse(path)  # the process that held the lock before this one has finished
+        if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise InUse(f"{partial}: another process has just removed it; start again")
+        _empty(partial)
+        try:
+            yield partial
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a write to a full disk
+                raise OSError(error.errno, error.strerror, str(partial)) from None
+            raise
+        move_into_place(partial, path)
+
+
+def _refuse(path: Path) -> None:
     if path.exists():
         raise LatxaError(f"{path}: exists already; remove it or name another directory")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a write to a full disk
-            raise OSError(error.errno, error.strerror, str(partial)) from None
-        raise
-    move_into_place(partial, path)
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def move_into_place(partial: Path, final: Path) -> None:
@@ -130,9 +146,9 @@ class InUse(LatxaError):
 
 
 @contextmanager
-def locked(path: Path, what: str, seconds: float = 0, *, shared: bool = False) -> Iterator[None]:
+def locked(path: Path, what: str, seconds: float = 0, *, shared: bool = False) -> Iterator[int]:
     """Hold a directory or file for this process alone, or with all who hold it shared; the kernel lets go when the process and
-    those it forked end, however they end.
+    those it forked end, however they end. Yields the descriptor that is held: what has the name by now may be another.
 
     Raises InUse where another process still holds it after so many seconds.
     """
@@ -148,6 +164,6 @@ def locked(path: Path, what: str, seconds: float = 0, *, shared: bool = False) -
                 if time.monotonic() >= last:
                     raise InUse(f"{path}: another process is {what}; wait for it or stop it") from None
                 time.sleep(0.5)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -50,8 +50,9 @@ def export_hf(
             write_safetensors(partial / file, files[file], sums, tell)
 
         in_threads(workers, write, list(files), total, report)
-        for path in origin.companions():
-            shutil.copyfile(path, partial / path.name)
+        for name, path in origin.companions().items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, partial / name)
         _name_dtype(partial / "config.json", {entry.dtype for entries in files.values() for entry in entries})
         if set(files) != {SINGLE}:
             index = {entry.name: file for file, entries in files.items() for entry in entries}

@@ -18,7 +18,7 @@ from latxa_megatron.files import fingerprint, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-COMPANIONS = (
+_COMPANIONS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -32,8 +32,11 @@ COMPANIONS = (
 )
 """Files beside the weights that a model needs to be loaded and talked to."""
 
-_WANTED = ["*.safetensors", INDEX, *COMPANIONS]
-_NOT_WANTED = ["*/*", "consolidated*"]
+_TEMPLATES = "additional_chat_templates/*.jinja"
+"""Where transformers finds a tokenizer's chat templates by name."""
+
+_WANTED = ["*.safetensors", INDEX, *_COMPANIONS, _TEMPLATES]
+_NOT_WANTED = ["*/*.safetensors", "consolidated*"]
 """The same weights in other layouts, as Meta and Mistral have them beside those that transformers reads."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -58,6 +61,12 @@ def local_directory(name: str) -> Path:
     except HfHubHTTPError as error:
         reason = str(error).strip().splitlines()[0]
         raise LatxaError(f"{name}: is no directory, and the Hugging Face hub does not give it ({reason[:200]})") from None
+
+
+def companions(directory: Path) -> list[str]:
+    """Names, relative to a directory, of the files in it that go with the weights."""
+    templates = sorted(str(path.relative_to(directory)) for path in directory.glob(_TEMPLATES))
+    return [name for name in (*_COMPANIONS, *templates) if (directory / name).is_file()]
 
 
 class Place(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latxa_megatron.convert.adapter import AdaptedTensors
-from latxa_megatron.convert.hf import COMPANIONS, HfTensors, weight_map
+from latxa_megatron.convert.hf import HfTensors, companions, weight_map
 from latxa_megatron.convert.megatron_args import common
 from latxa_megatron.convert.names import EMBEDDING, Row, Run, rows, runs
 from latxa_megatron.convert.origin import ORIGIN, WEIGHT_MAP
@@ -145,14 +145,16 @@ def _read(
 
 def _keep_origin(hf: Path, origin: Path) -> None:
     """Make `origin` a copy of the files that go with the weights, and of no others."""
-    wanted = {name: (hf / name).read_bytes() for name in COMPANIONS if (hf / name).is_file()}
+    wanted = {name: (hf / name).read_bytes() for name in companions(hf)}
     wanted[WEIGHT_MAP] = as_json(weight_map(hf)).encode()
-    if origin.is_dir() and {path.name: path.read_bytes() for path in origin.iterdir()} == wanted:
+    there = [path for path in origin.rglob("*") if path.is_file()]
+    if {str(path.relative_to(origin)): path.read_bytes() for path in there} == wanted:
         return
     partial = origin.with_name(f"{origin.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name, content in wanted.items():
+        (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_bytes(content)
     shutil.rmtree(origin, ignore_errors=True)
     move_into_place(partial, origin)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latxa_megatron.convert.hf import COMPANIONS, weight_map
+from latxa_megatron.convert.hf import companions, weight_map
 from latxa_megatron.convert.megatron_args import check_same
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import read_json
@@ -28,10 +28,10 @@ class Origin:
         kept = self.model / WEIGHT_MAP
         return dict(read_json(kept)) if kept.is_file() else weight_map(self.model)
 
-    def companions(self) -> list[Path]:
-        """config.json and the tokenizer's files."""
-        found = [self.model / "config.json", *(self.tokenizer / name for name in COMPANIONS if name != "config.json")]
-        return [path for path in found if path.is_file()]
+    def companions(self) -> dict[str, Path]:
+        """config.json and the tokenizer's files, by their names in a directory of the model."""
+        names = [name for name in companions(self.tokenizer) if name != "config.json"]
+        return {"config.json": self.model / "config.json", **{name: self.tokenizer / name for name in names}}
 
 
 def find_origin(directory: Path, like: Path | None) -> Origin:

@@ -15,6 +15,14 @@ FAMILIES: dict[str, dict[str, bool]] = {
 }
 """The model_type of config.json, and what is not a Llama's in such a model."""
 
+_UNSAID: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8},
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+}
+"""What transformers takes where config.json has no such key; a null is another thing: as many as, or by the number of, heads."""
+
 
 @dataclass(frozen=True)
 class LlamaShape:
@@ -51,6 +59,7 @@ class LlamaShape:
         family = config.get("model_type")
         if family not in FAMILIES:
             raise LatxaError(f"{file}: model_type is '{family}'; supported are {', '.join(FAMILIES)}")
+        config = {"rms_norm_eps": 1e-6, **_UNSAID[family], **config}
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
                 raise LatxaError(f"{file}: {key} is set; a model with such biases is not supported")

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 import transformers
 
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.model.llama import FAMILIES, LlamaShape
 from tests.tiny import LLAMA31_ROPE
 
 CONFIG = {
@@ -59,7 +60,24 @@ def test_what_is_not_clear_is_refused(name, tmp_path):
         read(tmp_path, {**CONFIG, **changed})
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("unsaid", ["num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"])
+def test_what_the_file_does_not_say_is_what_transformers_takes(family, unsaid, tmp_path):
+    """Qwen3's heads have 128 elements then, whatever its hidden size; Mistral has 8 key-value heads."""
+    config = {**CONFIG, "hidden_size": 256, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 16}
+    config.update(model_type=family, sliding_window=None, torch_dtype="float32")
+    del config[unsaid]
+    shape = read(tmp_path, config)
+    expected = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (shape.max_positions, shape.norm_eps) == (expected.max_position_embeddings, expected.rms_norm_eps)
+    assert shape.kv_heads == expected.num_key_value_heads
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(expected)
+    for name, parameter in model.named_parameters():
+        assert shape.tensor_shape(name) == parameter.shape, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "window",
     [{}, {"sliding_window": 1000}, {"sliding_window": None}, {"use_sliding_window": True}, {"use_sliding_window": False}],

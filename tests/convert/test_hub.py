@@ -59,7 +59,9 @@ def test_the_same_weights_are_downloaded_once(monkeypatch):
     from huggingface_hub.utils import filter_repo_objects
 
     there = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    there.append("additional_chat_templates/rag.jinja")
     more = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "original/model.safetensors", "a.bin"]
+    more += ["original/config.json", "onnx/tokenizer.json"]
     asked = []
 
     def download(name, **patterns):

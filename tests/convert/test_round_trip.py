@@ -15,6 +15,7 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import sha256
 from latxa_megatron.train.checkpoint import read_facts
 from latxa_megatron.train.distributed import connected
+from tests.data.writers import write_tokenizer
 from tests.tiny import load_llama, write_llama
 
 
@@ -150,6 +151,28 @@ def test_what_goes_with_the_weights_is_that_of_the_source_now(tmp_path):
     shutil.rmtree(final)
     import_hf(write_llama(tmp_path / "other", tied=True), tmp_path / "ckpt")
     assert "true" in (tmp_path / "ckpt" / "hf" / "config.json").read_text()
+
+
+def test_chat_templates_by_name_are_found_by_transformers(tmp_path):
+    """In the import's copy and in what --like names, and not those of an import before."""
+    import transformers
+
+    source = write_llama(tmp_path / "hf")
+    write_tokenizer(source)
+    templates = {"default": "one", "rag": "two", "tool_use": "three"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(source)
+    assert (source / "additional_chat_templates" / "rag.jinja").is_file()
+    import_hf(source, tmp_path / "ckpt")
+    export_hf(tmp_path / "ckpt", tmp_path / "own")
+    export_hf(tmp_path / "ckpt", tmp_path / "like", like=source)
+    for out in ("own", "like"):
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / out).chat_template == templates
+    (source / "additional_chat_templates" / "rag.jinja").unlink()
+    import_hf(source, tmp_path / "ckpt")
+    kept = tmp_path / "ckpt" / "hf" / "additional_chat_templates"
+    assert [path.name for path in kept.iterdir()] == ["tool_use.jinja"]
 
 
 def test_a_checkpoint_is_named_from_within_or_by_a_link(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latxa_megatron.train.checkpoint import TRACKER
-from tests.convert.converting import convert
+from tests.convert.converting import convert, stand_still
 from tests.tiny import write_llama
 
 
@@ -60,3 +62,32 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_bytes(kills, 
     assert last.exitcode == 0
     assert contents(out) == expected
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["import", "export"])
+def test_a_second_one_is_refused_as_long_as_the_first_lives(kind, processes, tmp_path):
+    """And does the first no harm, whose bytes so far stay; a killed first one is in nobody's way."""
+    source, out = write_llama(tmp_path / "hf"), tmp_path / "out"
+    command = ["import", "--hf", source]
+    if kind == "export":
+        convert("import", source, tmp_path / "ckpt")
+        source = tmp_path / "ckpt"
+        command = ["export", "--checkpoint", source]
+    begun = processes.Event()
+    first = processes.Process(target=stand_still, args=(kind, source, out, begun))
+    first.start()
+    begun.wait()
+    there = sorted(tmp_path.rglob("*"))
+    latxa = [sys.executable, "-m", "latxa_megatron", "convert", *map(str, command), "--out", str(out)]
+    second = subprocess.run(latxa, capture_output=True, text=True)
+    assert second.returncode == 2
+    held, what = (out, "importing a model there") if kind == "import" else (f"{out}.partial", "writing it")
+    assert second.stderr == f"error: {held}: another process is {what}; wait for it or stop it\n"
+    assert sorted(tmp_path.rglob("*")) == there
+    assert first.is_alive()
+    first.kill()
+    first.join()
+    subprocess.run(latxa, check=True)
+    assert not list(tmp_path.rglob("*.partial"))
+    convert(kind, source, tmp_path / "whole" / "out")
+    assert contents(out).keys() == contents(tmp_path / "whole" / "out").keys()
