@@ -18,6 +18,11 @@ class Fp8Head(TEColumnParallelLinear):
     GPTModel calls it as it calls its own head. The checkpoint key and shape are the same.
     """
 
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        # GPTModel leaves the head's empty state out of checkpoints; torch's strict load asks for it.
+        self._register_load_state_dict_pre_hook(lambda loaded, prefix, *_: loaded.setdefault(f"{prefix}_extra_state"))
+
     def forward(self, x: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None) -> Any:
         """[s, b, hidden] -> ([s, b, vocabulary / tp], None)."""
         assert weight is None, "an FP8 head has its own weight"
