@@ -18,7 +18,7 @@ from torch import Tensor
 from latxa_megatron.convert.adapter import AdaptedTensors
 from latxa_megatron.convert.hf import HfTensors, companions, weight_map
 from latxa_megatron.convert.megatron_args import common
-from latxa_megatron.convert.names import EMBEDDING, Row, Run, rows, runs
+from latxa_megatron.convert.names import EMBEDDING, Row, Run, rows, runs, states
 from latxa_megatron.convert.origin import ORIGIN, WEIGHT_MAP
 from latxa_megatron.convert.source import check_source
 from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
@@ -88,6 +88,7 @@ def _write(
             return hashing.result()
 
     found = in_threads(workers, convert, range(len(files)), sum(each.piece.bytes for each in pieces), report)
+    writer.write_empty(len(files), states(shape))
     sums = {path.name: sum_ for path, sum_ in zip(files, found, strict=True)}
     dtype = tensors.place(EMBEDDING.hf[0]).dtype
     return save.Written(writer.finish(common(shape, dtype)), {"step": 0, "imported": {**tensors.settings(), "files": sums}})
