@@ -20,7 +20,7 @@ test: $(VENV)/dev
 # Training and checkpoints on megatron-core's newest release, which asks for Python 3.12 but runs on 3.11 too.
 test-newest: $(VENV)/newest
 	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest -k 'not signal and not started_again' \
-	  $(patsubst %,tests/convert/test_%.py,round_trip foreign verify) \
+	  $(patsubst %,tests/convert/test_%.py,round_trip foreign verify logits) \
 	  $(patsubst %,tests/train/test_%.py,parity packing guard save resume neftune)
 
 # A frozen rank under nvidia-resiliency-ext's ft_launcher.

@@ -104,12 +104,12 @@ def new_directory(path: Path) -> Iterator[Path]:
         _empty(partial)
         try:
             yield partial
+            move_into_place(partial, path)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a write to a full disk
                 raise OSError(error.errno, error.strerror, str(partial)) from None
             raise
-        move_into_place(partial, path)
 
 
 def _refuse(path: Path) -> None:

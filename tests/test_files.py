@@ -1,5 +1,6 @@
 """What keeps two processes from one directory."""
 
+import errno
 import fcntl
 import os
 import time
@@ -53,3 +54,19 @@ def test_a_directory_that_was_replaced_before_it_was_locked_is_not_filled(tmp_pa
     with pytest.raises(InUse, match="has just removed it; start again"), new_directory(out):
         pass
     assert (tmp_path / "out.partial" / "of another").exists()
+
+
+def test_a_disk_that_is_full_when_it_is_flushed_keeps_nothing(tmp_path, monkeypatch):
+    """Some disks say so only then."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill() -> None:
+        with new_directory(tmp_path / "out") as partial:
+            (partial / "mine").touch()
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'out.partial'}'"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

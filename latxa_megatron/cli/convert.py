@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 from latxa_megatron.cli.terminal import OPTIONS, bytes_bar, console
@@ -52,8 +53,8 @@ def convert_export(
     from latxa_megatron.convert.hf import local_directory
 
     with bytes_bar("exporting") as report:
-        export_hf(checkpoint, out, local_directory(like) if like else None, workers=workers, report=report)
-    console.print(f"model: {out}", soft_wrap=True)
+        source = export_hf(checkpoint, out, local_directory(like) if like else None, workers=workers, report=report)
+    console.print(f"model: {out}, of {source}", soft_wrap=True)
 
 
 @convert.command("verify")
@@ -69,8 +70,9 @@ def convert_verify(hf: Hf, checkpoint: Checkpoint, workers: Workers = 2) -> None
     directory = local_directory(hf)
     with bytes_bar("comparing") as report:
         found = verify(directory, checkpoint, workers=workers, report=report)
-    table = Table("after", "largest difference", "relative", title=f"transformers and megatron-core on {found.tokens} tokens")
+    console.print(f"transformers and megatron-core on {found.tokens} tokens:", soft_wrap=True)
+    table = Table("after", "largest difference", "relative")
     for name, difference in [*((f"layer {i}", each) for i, each in enumerate(found.layers)), ("logits", found.logits)]:
         table.add_row(name, f"{difference.largest:.1e}", f"{difference.relative:.1e}")
     console.print(table)
-    console.print(f"the same: {found.tensors:,} tensors, {found.bytes / 1e9:,.2f} GB, bit for bit", soft_wrap=True)
+    console.print(f"the same: {found.tensors:,} tensors, {decimal(found.bytes)}, bit for bit", soft_wrap=True)

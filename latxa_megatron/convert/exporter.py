@@ -22,8 +22,10 @@ from latxa_megatron.train import checkpoint
 
 def export_hf(
     source: Path, out: Path, like: Path | None = None, *, workers: int = 2, report: Report = lambda done, total: None
-) -> None:
+) -> Path:
     """Write the weights of a checkpoint (a torch_dist directory, or the newest under `source`) as a Hugging Face directory.
+
+    Returns the torch_dist directory.
 
     Configuration, tokenizer and the spread of tensors over files are those of `like`, a Hugging Face directory; where it is not
     given, those that the import kept, and the tokenizer is the run's. workers: threads, each with a file. Raises LatxaError where
@@ -57,8 +59,9 @@ def export_hf(
         if set(files) != {SINGLE}:
             index = {entry.name: file for file, entries in files.items() for entry in entries}
             write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-        card = model_card(out.name, checkpoint.read_facts(directory), origin.model, {file: sums[file] for file in files})
+        card = model_card(out.name, checkpoint.read_facts(directory), origin.model, {file: sums[file] for file in sorted(files)})
         write_atomically(partial / NAME, card)
+    return directory
 
 
 def _entry(name: str, part: Part, tensors: MegatronTensors, shape: LlamaShape) -> Entry:

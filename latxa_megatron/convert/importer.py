@@ -18,13 +18,13 @@ from torch import Tensor
 from latxa_megatron.convert.adapter import AdaptedTensors
 from latxa_megatron.convert.hf import HfTensors, companions, weight_map
 from latxa_megatron.convert.megatron_args import common
-from latxa_megatron.convert.names import EMBEDDING, Row, Run, rows, runs
+from latxa_megatron.convert.names import EMBEDDING, Row, Run, rows, runs, states
 from latxa_megatron.convert.origin import ORIGIN, WEIGHT_MAP
 from latxa_megatron.convert.source import check_source
 from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
 from latxa_megatron.convert.torch_dist_writer import Piece, Stored, TorchDistWriter
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import as_json, locked, move_into_place, require_space, sha256, write_atomically
+from latxa_megatron.files import as_json, locked, new_directory, require_space, sha256, write_atomically
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint, save
 
@@ -88,6 +88,7 @@ def _write(
             return hashing.result()
 
     found = in_threads(workers, convert, range(len(files)), sum(each.piece.bytes for each in pieces), report)
+    writer.write_empty(len(files), states(shape))
     sums = {path.name: sum_ for path, sum_ in zip(files, found, strict=True)}
     dtype = tensors.place(EMBEDDING.hf[0]).dtype
     return save.Written(writer.finish(common(shape, dtype)), {"step": 0, "imported": {**tensors.settings(), "files": sums}})
@@ -150,11 +151,8 @@ def _keep_origin(hf: Path, origin: Path) -> None:
     there = [path for path in origin.rglob("*") if path.is_file()]
     if {str(path.relative_to(origin)): path.read_bytes() for path in there} == wanted:
         return
-    partial = origin.with_name(f"{origin.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, content in wanted.items():
-        (partial / name).parent.mkdir(exist_ok=True)
-        (partial / name).write_bytes(content)
     shutil.rmtree(origin, ignore_errors=True)
-    move_into_place(partial, origin)
+    with new_directory(origin) as partial:
+        for name, content in wanted.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(content)

@@ -74,6 +74,24 @@ def rows(shape: LlamaShape) -> tuple[Row, ...]:
     )
 
 
+_STATEFUL = (
+    *(f"{LAYERS}self_attention.{x}" for x in ("linear_qkv", "core_attention", "linear_proj")),
+    *(f"{LAYERS}mlp.{x}" for x in ("linear_fc1", "linear_fc2")),
+)
+_STATEFUL_NORMS = tuple(f"{LAYERS}self_attention.{x}_layernorm" for x in "qk")
+
+
+def states(shape: LlamaShape) -> list[str]:
+    """The objects beside the tensors that one or the other of megatron-core's layer specifications asks a checkpoint for.
+
+    They are of modules that have a state of their own, as Transformer Engine's for FP8; without one they are empty. A model that
+    is loaded asks for all of its own, and takes no notice of others.
+    """
+    modules = (*_STATEFUL, *(_STATEFUL_NORMS if shape.qk_norm else ()))
+    in_layers = [f"{module}._extra_state/shard_{i}_{shape.layers}" for module in modules for i in range(shape.layers)]
+    return [*in_layers, f"{FINAL_NORM.mcore.removesuffix('weight')}_extra_state/shard_0_1"]
+
+
 class Part(NamedTuple):
     """Where a Hugging Face tensor stands in Megatron's: in which row of the table, as which of its parts, in which layer."""
 

@@ -17,6 +17,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from latxa_megatron.convert.hashed import hashed
+from latxa_megatron.convert.hashed import HashedFile, hashed
 from latxa_megatron.convert.torch_dist_reader import COMMON
 from latxa_megatron.files import sha256
 
@@ -62,6 +63,7 @@ class TorchDistWriter:
         self._directory = directory
         self._sums: dict[str, str] = {}
         self._places: dict[int, list[tuple[Piece, _StorageInfo]]] = {}
+        self._objects: dict[str, _StorageInfo] = {}
 
     def write_file(self, number: int, pieces: Sequence[Piece], report: Callable[[int], None] = lambda size: None) -> None:
         """Write a file of pieces, in their order. report: told of the bytes of each piece.
@@ -73,16 +75,19 @@ class TorchDistWriter:
         with hashed(path, self._sums) as file:
             for piece in pieces:
                 begin = file.tell()
-                values = piece.read()
-                try:
-                    torch.save(values, cast("IO[bytes]", file))
-                except RuntimeError:  # where the disk is full torch goes on to end its archive, and says that alone
-                    if file.failed is None:
-                        raise
-                    raise file.failed from None
+                _save(piece.read(), file)
                 places.append((piece, _StorageInfo(path.name, begin, file.tell() - begin)))
                 report(piece.bytes)
         self._places[number] = places
+
+    def write_empty(self, number: int, names: Sequence[str]) -> None:
+        """Write a file of objects without content, as megatron-core does for modules that have no state of their own."""
+        path = self._directory / f"__0_{number}.distcp"
+        with hashed(path, self._sums) as file:
+            for name in names:
+                begin = file.tell()
+                _save([None], file)
+                self._objects[name] = _StorageInfo(path.name, begin, file.tell() - begin)
 
     def finish(self, common: dict[str, Any]) -> dict[str, str]:
         """Write the metadata of all that was written; the SHA-256 of each file. common: what is no tensor."""
@@ -93,11 +98,22 @@ class TorchDistWriter:
                 chunk = ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
                 tensors.setdefault(piece.tensor, []).append(chunk)
                 storage[MetadataIndex(piece.tensor.name, chunk.offsets)] = info
-        described: dict[str, Any] = {
-            tensor.name: TensorStorageMetadata(TensorProperties(tensor.dtype), torch.Size(tensor.sizes), chunks)
-            for tensor, chunks in tensors.items()
-        }
+        storage |= {MetadataIndex(name): info for name, info in self._objects.items()}
+        described: dict[str, Any] = dict.fromkeys(self._objects, BytesStorageMetadata())
+        for tensor, chunks in tensors.items():
+            properties = TensorProperties(tensor.dtype)
+            described[tensor.name] = TensorStorageMetadata(properties, torch.Size(tensor.sizes), chunks)
         (self._directory / METADATA).write_bytes(pickle.dumps(Metadata(described, storage_data=storage)))
         torch.save(common, self._directory / COMMON)
         save_config(CheckpointingConfig("torch_dist", 1), str(self._directory))
         return {**self._sums, **{name: sha256(self._directory / name) for name in (METADATA, COMMON, CONFIG)}}
+
+
+def _save(value: Any, file: HashedFile) -> None:
+    """torch.save; OSError where the disk says so."""
+    try:
+        torch.save(value, cast("IO[bytes]", file))
+    except RuntimeError:  # where the disk is full torch goes on to end its archive, and says that alone
+        if file.failed is None:
+            raise
+        raise file.failed from None

@@ -63,6 +63,10 @@ class LlamaShape:
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
                 raise LatxaError(f"{file}: {key} is set; a model with such biases is not supported")
+        if config.get("quantization_config"):
+            raise LatxaError(
+                f"{file}: quantization_config is set; quantized weights are not read, take the model they were made from"
+            )
         if config.get("hidden_act", "silu") != "silu":
             raise LatxaError(f"{file}: hidden_act is '{config['hidden_act']}'; only silu is supported")
         try:
@@ -87,10 +91,12 @@ class LlamaShape:
             raise LatxaError(f"{file}: the key {error} is missing") from None
         except (TypeError, ValueError, ZeroDivisionError):
             raise LatxaError(f"{file}: a size is not a number") from None
-        sizes = [shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab]
-        sizes.append(shape.max_positions)
-        if any(not isinstance(size, int) or size < 1 for size in sizes) or heads % shape.kv_heads:
-            raise LatxaError(f"{file}: its sizes are those of no model: {shape}")
+        for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "max_positions"):
+            size = getattr(shape, name)
+            if not isinstance(size, int) or size < 1:
+                raise LatxaError(f"{file}: its sizes are those of no model: {name} is {size!r}")
+        if heads % shape.kv_heads:
+            raise LatxaError(f"{file}: its sizes are those of no model: {heads} heads, {shape.kv_heads} key-value heads")
         return shape
 
     def tensor_shape(self, hf_name: str) -> tuple[int, ...]:

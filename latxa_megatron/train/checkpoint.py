@@ -86,13 +86,19 @@ def _is_whole(directory: Path) -> bool:
 
 
 def resolve(checkpoint: Path) -> Path:
-    """The iter_* directory that a path names: itself, or the newest inside. LatxaError if there is none."""
+    """The iter_* directory that a path names: itself, or the newest inside. LatxaError if there is none, or it is damaged."""
     if (checkpoint / ".metadata").is_file():
         return checkpoint
-    found = latest(checkpoint)
-    if found is None:
-        raise LatxaError(f"{checkpoint}: holds no whole Megatron checkpoint")
-    return found
+    newest = next(iter(_newest_first(checkpoint)), None)
+    if newest is None:
+        raise LatxaError(f"{checkpoint}: holds no Megatron checkpoint")
+    if not (newest / RUN_FILE).is_file():
+        raise LatxaError(f"{newest}: has no {RUN_FILE}; if another program wrote it, name it itself")
+    if not _is_whole(newest):
+        whole = latest(checkpoint)
+        mend = f"name {whole} to take the last one that is whole" if whole else "none there is whole"
+        raise LatxaError(f"{newest}: is not whole by its run.json, a file is missing or has another size; {mend}")
+    return newest
 
 
 def read_facts(directory: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from latxa_megatron.convert import exporter, importer
 
 
 def convert(kind: str, source: Path, out: Path) -> None:
+    """In a process of its own: the size of pieces stays as it is set here."""
     importer.PIECE_BYTES = exporter.PIECE_BYTES = 500
     if kind == "import":
         importer.import_hf(source, out)

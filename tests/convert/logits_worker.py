@@ -11,7 +11,6 @@ import torch.distributed as dist
 from latxa_megatron.model.gpt import build_model
 from latxa_megatron.model.layout import Layout, Precision
 from latxa_megatron.model.llama import LlamaShape
-from latxa_megatron.train import checkpoint
 from latxa_megatron.train.distributed import connect, disconnect, spread
 
 
@@ -47,6 +46,16 @@ def logits(chunks, tokens: torch.Tensor) -> torch.Tensor | None:
         return gather_from_tensor_model_parallel_region(outputs[0]).view(rows, length, -1)
 
 
+def load_stock(directory: Path, chunks) -> None:
+    """As any program on megatron-core loads weights: all that the model asks for has to be there."""
+    from megatron.core import dist_checkpointing
+
+    wanted = {f"model{i}": chunk.sharded_state_dict() for i, chunk in enumerate(chunks)}
+    found = dist_checkpointing.load(wanted, str(directory))
+    for i, chunk in enumerate(chunks):
+        chunk.load_state_dict(found[f"model{i}"])
+
+
 def main(directories: list[Path], layouts: list[dict[str, int]]) -> None:
     """Each directory has hf, ckpt and tokens.npy, and gets LAYOUT.npy for each layout's place in the list."""
     from megatron.core import parallel_state
@@ -58,7 +67,7 @@ def main(directories: list[Path], layouts: list[dict[str, int]]) -> None:
         for directory in directories:
             tokens = torch.from_numpy(np.load(directory / "tokens.npy"))
             chunks = build_model(LlamaShape.from_hf(directory / "hf"), layout, Precision(torch.float32))
-            checkpoint.load_weights(checkpoint.resolve(directory / "ckpt"), chunks)
+            load_stock(directory / "ckpt" / "iter_0000000", chunks)
             found = logits(chunks, tokens)
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             if dist.get_rank() == last:

@@ -49,7 +49,11 @@ REFUSED = {
     "by kinds of layers": ({"rope_parameters": {"full_attention": LLAMA31}}, "are not those of such a model"),
     "a list": ({"rope_scaling": [8.0]}, "are not those of such a model"),
     "an epsilon that is a word": ({"rms_norm_eps": "small"}, "a size is not a number"),
-    "positions that are no whole number": ({"max_position_embeddings": 4096.5}, "are those of no model"),
+    "positions that are no whole number": ({"max_position_embeddings": 4096.5}, "of no model: max_positions is 4096.5"),
+    "heads that are a word": ({"num_attention_heads": "eight", "head_dim": 8}, "of no model: heads is 'eight'"),
+    "no heads": ({"num_attention_heads": 0, "head_dim": 8}, "of no model: heads is 0"),
+    "a group of half a head": ({"num_attention_heads": 8, "num_key_value_heads": 16}, "of no model: 8 heads, 16 key-value heads"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config is set; quantized weights"),
 }
 
 

@@ -218,5 +218,25 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(LatxaError, match="is a checkpoint for one layout; have Megatron-LM save it"):
         resolve(tmp_path / "old" / "iter_0000010")
-    with pytest.raises(LatxaError, match="holds no whole Megatron checkpoint"):
+    with pytest.raises(LatxaError, match="holds no Megatron checkpoint"):
         resolve(tmp_path / "empty")
+
+
+def test_a_damaged_checkpoint_is_not_passed_over_in_silence(tmp_path):
+    """An export of the one before would look like that of the newest."""
+    root = tmp_path / "ckpt"
+    before = import_hf(write_llama(tmp_path / "hf"), root)
+    newest = root / "iter_0000007"
+    shutil.copytree(before, newest)
+    assert resolve(root) == newest
+    with (newest / "common.pt").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(LatxaError, match=f"iter_0000007: is not whole by its run.json, .*; name {before} to take the last one"):
+        resolve(root)
+    (newest / "run.json").unlink()
+    with pytest.raises(LatxaError, match=r"iter_0000007: has no run.json; if another program wrote it, name it itself"):
+        resolve(root)
+    shutil.rmtree(newest)
+    (before / "common.pt").unlink()
+    with pytest.raises(LatxaError, match=r"iter_0000000: is not whole by its run.json, .*; none there is whole"):
+        resolve(root)

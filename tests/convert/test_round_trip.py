@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from latxa_megatron.convert import exporter, importer
 from latxa_megatron.convert.exporter import export_hf
@@ -102,6 +104,17 @@ def test_a_tied_model_may_have_its_head_in_the_files(tmp_path):
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LatxaError, match=r"tie_word_embeddings is set, but lm_head.weight is not model.embed_tokens.weight"):
         import_hf(source, tmp_path / "other")
+
+
+def test_a_checkpoint_has_the_objects_that_either_specification_asks_for(tmp_path):
+    """By their names in Megatron-LM's and NeMo's checkpoints; Transformer Engine's attention and norms have some, too."""
+    directory = import_hf(write_llama(tmp_path / "hf", family="Qwen3", head_dim=16), tmp_path / "ckpt")
+    metadata = FileSystemReader(directory).read_metadata().state_dict_metadata
+    modules = [f"self_attention.{x}" for x in ("linear_qkv", "linear_proj", "core_attention", "q_layernorm", "k_layernorm")]
+    modules += ["mlp.linear_fc1", "mlp.linear_fc2"]
+    expected = {f"decoder.layers.{module}._extra_state/shard_{i}_4" for module in modules for i in range(4)}
+    found = {name for name, stored in metadata.items() if isinstance(stored, BytesStorageMetadata)}
+    assert found == {*expected, "decoder.final_layernorm._extra_state/shard_0_1"}
 
 
 def test_the_checkpoint_is_megatrons(tmp_path):

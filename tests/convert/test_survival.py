@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from latxa_megatron.convert.exporter import export_hf
+from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.train.checkpoint import TRACKER
 from tests.convert.converting import convert, stand_still
 from tests.tiny import write_llama
@@ -32,7 +34,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_killed_at_random_moments_and_started_again_gives_the_same_bytes(kills, kind, processes, tmp_path):
     source = write_llama(tmp_path / "hf", max_shard_size="150KB")
     if kind == "export":
-        convert("import", source, tmp_path / "ckpt")
+        import_hf(source, tmp_path / "ckpt")
         source = tmp_path / "ckpt"
 
     def start(out: Path):
@@ -70,7 +72,7 @@ def test_a_second_one_is_refused_as_long_as_the_first_lives(kind, processes, tmp
     source, out = write_llama(tmp_path / "hf"), tmp_path / "out"
     command = ["import", "--hf", source]
     if kind == "export":
-        convert("import", source, tmp_path / "ckpt")
+        import_hf(source, tmp_path / "ckpt")
         source = tmp_path / "ckpt"
         command = ["export", "--checkpoint", source]
     begun = processes.Event()
@@ -89,5 +91,5 @@ def test_a_second_one_is_refused_as_long_as_the_first_lives(kind, processes, tmp
     first.join()
     subprocess.run(latxa, check=True)
     assert not list(tmp_path.rglob("*.partial"))
-    convert(kind, source, tmp_path / "whole" / "out")
+    {"import": import_hf, "export": export_hf}[kind](source, tmp_path / "whole" / "out")
     assert contents(out).keys() == contents(tmp_path / "whole" / "out").keys()

@@ -40,6 +40,25 @@ def test_there_and_back(call, tmp_path):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_the_commands_of_other_programs(call, tmp_path):
+    """Megatron-LM's converter is told where Megatron-LM is by --megatron-path, which is Bridge's name for the checkpoint."""
+    hf = write_llama(tmp_path / "hf")
+    megatron_lm = "--model-type GPT --loader llama_mistral --model-size llama3 --checkpoint-type hf --saver core --bf16"
+    more = "--target-tensor-parallel-size 8 --target-pipeline-parallel-size 2 --saver-transformer-impl transformer_engine"
+    places = ("--load-dir", hf, "--save-dir", tmp_path / "ckpt", "--tokenizer-model", hf, "--megatron-path", tmp_path / "lm")
+    assert call("convert_hf_to_megatron.py", *megatron_lm.split(), *more.split(), *places) == (0, "")
+    assert (tmp_path / "ckpt" / "iter_0000000").is_dir()
+    bridge = ("--hf-model", hf, "--megatron-path", tmp_path / "bridge", "--torch-dtype", "bfloat16", "--device-map", "auto")
+    assert call("convert_hf_to_megatron.py", *bridge) == (0, "")
+    assert (tmp_path / "bridge" / "iter_0000000").is_dir()
+    back = ("--load-dir", tmp_path / "ckpt", "--megatron-path", tmp_path / "lm", "--save-dir", tmp_path / "back")
+    assert call("convert_megatron_to_hf.py", *back) == (0, "")
+    assert not (tmp_path / "lm").exists()
+    for script in ("convert_hf_to_megatron.py", "convert_megatron_to_hf.py"):
+        status, message = call(script, "--hf-model", hf, "--out" if "to_hf" in script else "--workers", 1)
+        assert (status, "the following arguments are required" in message) == (2, True)
+
+
 def test_what_goes_wrong_is_one_sentence(call, tmp_path):
     hf = write_llama(tmp_path / "hf")
     (tmp_path / "file").write_text("")

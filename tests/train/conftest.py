@@ -25,6 +25,17 @@ ONE_PROCESS = {
     "recomputed attention": ["train.recompute=selective"],
     "two recomputed layers": ["train.recompute=2"],
 }
+OTHERS = {  # models beside the usual one
+    "tied": {"tied": True, "seed": 2},
+    "qwen2": {"family": "Qwen2", "seed": 3},
+    "qwen3": {"family": "Qwen3", "seed": 4, "head_dim": 16},
+}
+
+
+def _of(name: str) -> list[str]:
+    return [f"model.hf={{root}}/{name}", f"model.checkpoint={{root}}/{name}_ckpt"]
+
+
 NOISY = ["train.neftune_alpha=5", "train.steps=5"]
 VALIDATED = [  # noise and a step that changes nothing: the scores are those of the imported weights
     *("train.steps=1", "train.micro_batch=2", "train.neftune_alpha=5", "optimizer.lr=1e-12", "optimizer.weight_decay=0"),
@@ -46,11 +57,14 @@ TWO_PROCESSES = {
     "pp2": ["parallel.pp=2"],
     "pp2, uneven stages": ["parallel.pp=2", "parallel.stages=[3,1]"],
     "pp2 with virtual stages": ["parallel.pp=2", "parallel.vp=2"],
-    "pp2, tied embeddings": ["parallel.pp=2", "model.hf={root}/tied", "model.checkpoint={root}/tied_ckpt"],
+    "pp2, tied embeddings": ["parallel.pp=2", *_of("tied")],
     "cp2": ["parallel.cp=2", "train.micro_batch=2"],
     "dp2": [],
 }
 FEW = 5
+FAMILIES_IN_TWO = {  # biases are split over ranks; norms of queries and keys are not, and each rank sees its own heads alone
+    f"tp2, {family}": ["parallel.tp=2", *_of(family), f"checkpoint.every={STEPS}"] for family in ("qwen2", "qwen3")
+}
 FOUR_PROCESSES = {
     "tp2 cp2": ["parallel.tp=2", "parallel.cp=2", f"train.steps={FEW}"],
     "cp2 pp2 vp2": ["parallel.cp=2", "parallel.pp=2", "parallel.vp=2", f"train.steps={FEW}"],
@@ -71,8 +85,8 @@ class TinyRun:
         self.root = root
         self.hf = write_llama(root / "hf")
         import_hf(self.hf, root / "ckpt")
-        self.tied = write_llama(root / "tied", tied=True, seed=2)
-        import_hf(self.tied, root / "tied_ckpt")
+        for name, options in OTHERS.items():
+            import_hf(write_llama(root / name, **options), root / f"{name}_ckpt")
         self.documents, self.spans = random_documents(600)
         store = write_store(root / "store", self.documents, self.spans)
         self.plan = pack(root / "plan", [Mix(store, {})], seq_length=SEQ_LENGTH, seed=5)
@@ -135,6 +149,7 @@ def finished(tiny_run) -> TinyRun:
         2,
         {
             **TWO_PROCESSES,
+            **FAMILIES_IN_TWO,
             **WITH_NOISE,
             **VALIDATED_IN_TWO,
             **KILLED,

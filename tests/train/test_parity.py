@@ -2,17 +2,35 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.train.metrics import read_metrics
 from tests.tiny import load_llama
-from tests.train.conftest import FEW, FOUR_PROCESSES, GLOBAL_BATCH, ONE_PROCESS, STEPS, TWO_PROCESSES
+from tests.train.conftest import (
+    FAMILIES_IN_TWO,
+    FEW,
+    FOUR_PROCESSES,
+    GLOBAL_BATCH,
+    ONE_PROCESS,
+    OTHERS,
+    STEPS,
+    TWO_PROCESSES,
+)
 
 
-def reference_losses(run, hf: Path, steps: int) -> tuple[list[float], list[float]]:
-    """(losses, gradient norms) of AdamW on the same samples; every document is run by itself, so nothing can leak."""
+class Reference(NamedTuple):
+    losses: list[float]
+    grad_norms: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def trained(run, hf: Path, steps: int) -> Reference:
+    """What AdamW makes of a model on the same samples; every document is run by itself, so nothing can leak."""
     model = load_llama(hf).train()
     weights = [p for p in model.parameters() if p.dim() > 1]
     norms = [p for p in model.parameters() if p.dim() == 1]
@@ -34,7 +52,7 @@ def reference_losses(run, hf: Path, steps: int) -> tuple[list[float], list[float
         grad_norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         optimizer.step()
         losses.append(float(loss))
-    return losses, grad_norms
+    return Reference(losses, grad_norms, model.state_dict())
 
 
 def document_losses(model, documents, spans, piece) -> list[torch.Tensor]:
@@ -52,17 +70,41 @@ def cosine(step: int, warmup: int, steps: int, high: float, low: float) -> float
     return low + (high - low) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
+def model_of(name: str) -> str:
+    """The directory of a variant's model."""
+    return next((other for other in OTHERS if other in name), "hf")
+
+
 @pytest.fixture(scope="module")
 def expected(tiny_run):
-    runs = [(tiny_run.hf, STEPS), (tiny_run.hf, FEW), (tiny_run.tied, STEPS)]
-    return {run: reference_losses(tiny_run, *run) for run in runs}
+    """The reference of a variant; those of the same model and number of steps have it in common."""
+    done = {}
+
+    def of(name: str) -> Reference:
+        key = model_of(name), FEW if name in FOUR_PROCESSES else STEPS
+        if key not in done:
+            done[key] = trained(tiny_run, tiny_run.root / key[0], key[1])
+        return done[key]
+
+    return of
 
 
-@pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES, *FOUR_PROCESSES])
+@pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES, *FAMILIES_IN_TWO, *FOUR_PROCESSES])
 def test_loss_curve_equals_transformers(name, finished, expected):
     lines = read_metrics(finished.out(name))
-    steps = FEW if name in FOUR_PROCESSES else STEPS
-    losses, grad_norms = expected[finished.tied if "tied" in name else finished.hf, steps]
-    assert losses[0] - losses[-1] > steps / 200  # there is something to learn, and it is learned
+    losses, grad_norms, _ = expected(name)
+    assert losses[0] - losses[-1] > len(losses) / 200  # there is something to learn, and it is learned
     assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5, rel=0)
     assert [line["grad_norm"] for line in lines] == pytest.approx(grad_norms, abs=1e-4, rel=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES_IN_TWO)
+def test_trained_weights_are_those_of_transformers(name, finished, expected, tmp_path):
+    """Each of the model's tensors, its biases and its norms of queries and keys among them, moved and moved alike."""
+    export_hf(finished.out(name) / "checkpoints", tmp_path / "out")
+    found, before = (load_file(place / "model.safetensors") for place in (tmp_path / "out", finished.root / model_of(name)))
+    weights = expected(name).weights
+    assert found.keys() == weights.keys()
+    for tensor, weight in weights.items():
+        moved = torch.linalg.vector_norm(weight - before[tensor])
+        assert torch.linalg.vector_norm(found[tensor] - weight) < 1e-3 * moved, tensor
