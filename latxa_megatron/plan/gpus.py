@@ -15,13 +15,17 @@ REACHED = 0.8
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory in GiB, bandwidth in TB/s, link and network in GB/s each way, the rest in TFLOP/s; fp8 is None without FP8."""
+    """memory in GiB, bandwidth in TB/s, link and network in GB/s each way, watts of the board at most, the rest in TFLOP/s.
+
+    fp8 is None without FP8.
+    """
 
     name: str
     memory: float
     bandwidth: float
     link: float
     network: float
+    watts: float
     bf16: float
     attention: float
     fp8: float | None = None
