@@ -30,10 +30,9 @@ app = typer.Typer(
     **OPTIONS,
 )
 recipes = typer.Typer(help="Look at the run files that ship.", **OPTIONS)
-for _name, _group in (("data", data), ("convert", convert), ("launch", launch), ("recipes", recipes)):
+for _name, _group in (("data", data), ("convert", convert), ("plan", plan), ("launch", launch), ("recipes", recipes)):
     app.add_typer(_group, name=_name)
 app.command("doctor")(doctor)
-app.command("plan")(plan)
 
 
 @app.command("train")

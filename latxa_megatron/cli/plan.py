@@ -1,13 +1,28 @@
-"""`latxa plan`: whether a run fits on the GPUs, and what it takes, before it is submitted."""
+"""`latxa plan`: whether a run fits on the GPUs, and what it takes, before it is submitted; and its best layout there."""
 
 import json as json_text
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from latxa_megatron.cli.launch import Overrides, RunFile
-from latxa_megatron.cli.terminal import console
+from latxa_megatron.cli.terminal import OPTIONS, console
+
+
+class _RunUnlessNamed(TyperGroup):
+    """`latxa plan RUN.yaml` is `latxa plan run RUN.yaml`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in self.commands or args[0] in ctx.help_option_names
+        return super().parse_args(ctx, args if named else ["run", *args])
+
+
+plan = typer.Typer(
+    cls=_RunUnlessNamed, help="Say what a run takes on GPUs, and whether it fits: `latxa plan RUN.yaml`.", **OPTIONS
+)
 
 Kind = Annotated[str, typer.Option(help="Kind of GPU, as h100-80g.")]
 Count = Annotated[int, typer.Option(min=1, help="How many.")]
@@ -18,7 +33,8 @@ Document = Annotated[
 ]
 
 
-def plan(
+@plan.command("run")
+def plan_run(
     run_file: RunFile,
     gpu: Kind,
     gpus: Count,
@@ -52,3 +68,48 @@ def plan(
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     raise typer.Exit(int(not found.fits))
+
+
+@plan.command("search")
+def plan_search(
+    run_file: RunFile,
+    gpu: Kind,
+    gpus: Count,
+    overrides: Overrides = None,
+    nodes_of: NodesOf = 8,
+    document: Document = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the best layout into the run file.")] = False,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw time against memory.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: all layouts that fit.")] = False,
+) -> None:
+    """Rank all legal layouts of a run that fit, by the time of a step. Keys that an override sets, as parallel.cp=1, stay so.
+
+    Exit status 1 if none fits.
+    """
+    from latxa_megatron.cli import plan_tables
+    from latxa_megatron.config import load_run
+    from latxa_megatron.plan.estimate import Given
+    from latxa_megatron.plan.gpus import find_gpu
+    from latxa_megatron.plan.layouts import differences
+    from latxa_megatron.plan.picture import check_name, write_picture
+    from latxa_megatron.plan.run_file import write_layout
+    from latxa_megatron.plan.search import search
+
+    if picture:
+        check_name(picture)
+    run = load_run(run_file, overrides)
+    keep = {override.partition("=")[0] for override in overrides or []}
+    found = search(run, Given.of(run, find_gpu(gpu), gpus, document, nodes_of), keep)
+    if json:
+        typer.echo(json_text.dumps([option.as_json() for option in found.fitting], indent=2))
+    else:
+        console.print(plan_tables.ranking(found.fitting[:10]))
+        console.print(plan_tables.searched(found, gpu, gpus), highlight=False, soft_wrap=True)
+    if picture:
+        write_picture(picture, found, f"{run.name} on {gpus} x {gpu}")
+    if write and found.fitting:
+        values = differences(load_run(run_file), found.fitting[0].run)
+        write_layout(run_file, values)
+        if not json:
+            console.print(plan_tables.written(run_file, values), highlight=False, soft_wrap=True)
+    raise typer.Exit(int(not found.fitting))

@@ -1,6 +1,8 @@
 """How `latxa plan` prints what it found."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from rich.table import Column, Table
 
@@ -8,7 +10,8 @@ from latxa_megatron.plan.cost import Cost, Rates
 from latxa_megatron.plan.estimate import Estimate
 from latxa_megatron.plan.memory import BESIDE, TERMS
 from latxa_megatron.plan.mend import Mend
-from latxa_megatron.plan.search import Option
+from latxa_megatron.plan.run_file import yaml_word
+from latxa_megatron.plan.search import Found, Option
 
 
 def memory_table(found: Estimate) -> Table:
@@ -59,12 +62,12 @@ def verdict(found: Estimate, mends: list[Mend]) -> Iterator[str]:
     yield f"[bold]does not fit[/]: {worst.needed:.1f} of {found.gpu.memory:.1f} GiB on stage {worst.stage}; {says}"
     for mend in mends:
         takes = f"{mend.estimate.worst.needed:.1f} GiB, {mend.estimate.seconds.step:.2f} s a step"
-        yield f"  {' '.join(f'{key}={_word(value)}' for key, value in mend.values.items())}: {takes}"
+        yield f"  {_settings(mend.values)}: {takes}"
 
 
-def _word(value: object) -> str:
-    """A value of a run file as one word of the command line."""
-    return "null" if value is None else str(value).replace(" ", "")
+def _settings(values: dict[str, Any]) -> str:
+    """As overrides of the command line."""
+    return " ".join(f"{key}={yaml_word(value).replace(' ', '')}" for key, value in values.items())
 
 
 def ranking(options: list[Option]) -> Table:
@@ -83,3 +86,13 @@ def ranking(options: list[Option]) -> Table:
             found.seconds.largest(),
         )
     return table
+
+
+def searched(found: Found, gpu: str, gpus: int) -> str:
+    """How many layouts there are."""
+    legal = len(found.fitting) + len(found.rest)
+    return f"{len(found.fitting):,} of {legal:,} legal layouts fit on {gpus} x {gpu}, each with as little recomputed as fits"
+
+
+def written(file: Path, values: dict[str, Any]) -> str:
+    return f"{file}: {_settings(values)}" if values else f"{file}: has the best layout already"

@@ -4,12 +4,14 @@ Recomputing a layer more never needs more memory once one is, and takes time; so
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from latxa_megatron.config import RunConfig
 from latxa_megatron.plan.estimate import Estimate, Given, estimate_given, run_memory
 from latxa_megatron.plan.estimate import fits as all_fit
 from latxa_megatron.plan.layouts import changed, layouts
+from latxa_megatron.train.check import check_spread
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Option:
         more += [f"stages {' '.join(map(str, own))}"] if own else []
         return ", ".join([self.run.parallel.describe(), *more])
 
+    def as_json(self) -> dict[str, Any]:
+        p, train, found = self.run.parallel, self.run.train, self.estimate
+        layout = {**p.model_dump(), "dp": found.dp, "micro_batch": train.micro_batch, "recompute": train.recompute}
+        return {**layout, "gib": found.worst.needed, "seconds_per_step": found.seconds.step, "seconds": asdict(found.seconds)}
+
     def rank(self) -> tuple[float, int, float]:
         """By time; where three digits of it are the same, which is less than a plan knows, by how little is cut up."""
         p, seconds = self.run.parallel, float(f"{self.estimate.seconds.step:.3g}")
@@ -45,7 +52,7 @@ class Found:
 def search(run: RunConfig, given: Given, keep: Collection[str] = ()) -> Found:
     """All legal layouts on the GPUs given; keys of `keep`, as "parallel.tp", stay as the run has them.
 
-    Raises LatxaError for FP8 on GPUs without it.
+    Raises LatxaError for FP8 on GPUs without it, and where no layout is legal for what makes the run's own illegal.
     """
     fitting: list[Option] = []
     rest: list[Option] = []
@@ -53,6 +60,8 @@ def search(run: RunConfig, given: Given, keep: Collection[str] = ()) -> Found:
         found = changed(each, recompute=run.train.recompute) if "train.recompute" in keep else lightest(each, given)
         option = Option(found, estimate_given(found, given))
         (fitting if option.estimate.fits else rest).append(option)
+    if not fitting and not rest:
+        check_spread(run, given.shape, given.gpus)
     fitting.sort(key=Option.rank)
     return Found(fitting, rest)
 

@@ -54,7 +54,7 @@ def test_messages_over_nodes_go_by_the_network(run_file):
 def test_context_parallelism_waits_where_attention_is_too_short(run_file):
     """CP2, 32 layers, three times round: 2 x 1024 keys and values of 4096 positions in bf16, 16.8 MB, at 360 GB/s.
 
-    Attention over documents of 100 positions takes 6 x 32 x 4096 x 4096 x 100 / 495e12 = 0.65 ms of a microbatch's 4096 positions.
+    Attention over documents of 100 positions takes 6 x 32 x 4096 x 4096 x 100 / 495e12 = 0.65 ms.
     """
     run, gpu = load_run(run_file, ["parallel.cp=2", "train.global_batch=4"]), find_gpu("h100-80g")
     ring = 32 * 3 * (2 * 1024 * 2 * 4096) / (450e9 * 0.8)
