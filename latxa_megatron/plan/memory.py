@@ -21,8 +21,6 @@ SLACK = 4.0
 """GiB on top of a peak: CUDA's context, the buffers of each communication group, and for the allocator what is left of it, which
 it cannot use. Chosen, not measured."""
 _CONTEXT, _GROUP = 0.6, 0.35
-MARGIN = 0.05
-"""The part of a peak by which plans and runs measured may differ (docs/plan.md)."""
 
 
 @dataclass(frozen=True)
