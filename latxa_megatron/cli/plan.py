@@ -21,12 +21,14 @@ class _RunUnlessNamed(TyperGroup):
 
 
 plan = typer.Typer(
-    cls=_RunUnlessNamed, help="Say what a run takes on GPUs, and whether it fits: `latxa plan RUN.yaml`.", **OPTIONS
+    cls=_RunUnlessNamed,
+    help="Say what a run takes on GPUs, and whether it fits: `latxa plan RUN.yaml`, which is `latxa plan run`.",
+    **OPTIONS,
 )
 
-Kind = Annotated[str, typer.Option(help="Kind of GPU, as h100-80g.")]
-Count = Annotated[int, typer.Option(min=1, help="How many.")]
-NodesOf = Annotated[int, typer.Option(min=1, help="GPUs of a node, which have the fast links among them.")]
+Kind = Annotated[str | None, typer.Option(help="Kind of GPU, as h100-80g; the run file's scale.gpu where it is not given.")]
+Count = Annotated[int | None, typer.Option(min=1, help="How many; the run file's scale.gpus where it is not given.")]
+NodesOf = Annotated[int | None, typer.Option(min=1, help="GPUs of a node, among which links are fast; the kind's, mostly 8.")]
 Document = Annotated[
     float | None,
     typer.Option(min=1, help="Mean length of the document that a position is in; the pack plan's, or a whole sample."),
@@ -36,10 +38,10 @@ Document = Annotated[
 @plan.command("run")
 def plan_run(
     run_file: RunFile,
-    gpu: Kind,
-    gpus: Count,
+    gpu: Kind = None,
+    gpus: Count = None,
     overrides: Overrides = None,
-    nodes_of: NodesOf = 8,
+    nodes_of: NodesOf = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU hour; the run's is said then.")] = None,
     pue: Annotated[float, typer.Option(min=1, help="Of the data centre; 1 counts the GPUs' boards alone.")] = 1.0,
     disk: Annotated[float, typer.Option(min=0.001, help="GB/s at which all ranks together write a checkpoint.")] = 5.0,
@@ -51,11 +53,11 @@ def plan_run(
     from latxa_megatron.config import load_run
     from latxa_megatron.plan.cost import Rates, cost
     from latxa_megatron.plan.estimate import Given, estimate_given
-    from latxa_megatron.plan.gpus import find_gpu
+    from latxa_megatron.plan.gpus import planned_for
     from latxa_megatron.plan.mend import mends
 
     run = load_run(run_file, overrides)
-    given = Given.of(run, find_gpu(gpu), gpus, document, nodes_of)
+    given = Given.of(run, *planned_for(run.scale, gpu, gpus), document, nodes_of)
     found, rates = estimate_given(run, given), Rates(price, pue, disk)
     takes, ways = cost(found, run.checkpoint, rates), [] if found.fits else mends(run, given)
     if json:
@@ -73,10 +75,10 @@ def plan_run(
 @plan.command("search")
 def plan_search(
     run_file: RunFile,
-    gpu: Kind,
-    gpus: Count,
+    gpu: Kind = None,
+    gpus: Count = None,
     overrides: Overrides = None,
-    nodes_of: NodesOf = 8,
+    nodes_of: NodesOf = None,
     document: Document = None,
     write: Annotated[bool, typer.Option("--write", help="Put the best layout into the run file.")] = False,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw time against memory.")] = None,
@@ -89,7 +91,7 @@ def plan_search(
     from latxa_megatron.cli import plan_tables
     from latxa_megatron.config import load_run
     from latxa_megatron.plan.estimate import Given
-    from latxa_megatron.plan.gpus import find_gpu
+    from latxa_megatron.plan.gpus import planned_for
     from latxa_megatron.plan.layouts import differences
     from latxa_megatron.plan.picture import check_name, write_picture
     from latxa_megatron.plan.run_file import write_layout
@@ -99,14 +101,15 @@ def plan_search(
         check_name(picture)
     run = load_run(run_file, overrides)
     keep = {override.partition("=")[0] for override in overrides or []}
-    found = search(run, Given.of(run, find_gpu(gpu), gpus, document, nodes_of), keep)
+    given = Given.of(run, *planned_for(run.scale, gpu, gpus), document, nodes_of)
+    found = search(run, given, keep)
     if json:
         typer.echo(json_text.dumps([option.as_json() for option in found.fitting], indent=2))
     else:
         console.print(plan_tables.ranking(found.fitting[:10]))
-        console.print(plan_tables.searched(found, gpu, gpus), highlight=False, soft_wrap=True)
+        console.print(plan_tables.searched(found, given), highlight=False, soft_wrap=True)
     if picture:
-        write_picture(picture, found, f"{run.name} on {gpus} x {gpu}")
+        write_picture(picture, found, f"{run.name} on {given.gpus} x {given.gpu.name}")
     if write and found.fitting:
         values = differences(load_run(run_file), found.fitting[0].run)
         write_layout(run_file, values)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from latxa_megatron.plan.cost import Cost, Rates
-from latxa_megatron.plan.estimate import Estimate
+from latxa_megatron.plan.estimate import Estimate, Given
 from latxa_megatron.plan.memory import BESIDE, TERMS
 from latxa_megatron.plan.mend import Mend
 from latxa_megatron.plan.run_file import yaml_word
@@ -88,10 +88,10 @@ def ranking(options: list[Option]) -> Table:
     return table
 
 
-def searched(found: Found, gpu: str, gpus: int) -> str:
+def searched(found: Found, given: Given) -> str:
     """How many layouts there are."""
-    legal = len(found.fitting) + len(found.rest)
-    return f"{len(found.fitting):,} of {legal:,} legal layouts fit on {gpus} x {gpu}, each with as little recomputed as fits"
+    legal, gpus = len(found.fitting) + len(found.rest), f"{given.gpus} x {given.gpu.name}"
+    return f"{len(found.fitting):,} of {legal:,} legal layouts fit on {gpus}, each with as little recomputed as fits"
 
 
 def written(file: Path, values: dict[str, Any]) -> str:

@@ -30,13 +30,17 @@ class Given:
     samples: int
     gpu: Gpu
     gpus: int
-    node: int = 8
+    node: int
 
     @classmethod
-    def of(cls, run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None, node: int = 8) -> "Given":
-        """document: mean length of the document that a position is in; without it the pack plan's, and without one a sample's."""
+    def of(cls, run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None, node: int | None = None) -> "Given":
+        """document: mean length of the document that a position is in; without it the pack plan's, and without one a sample's.
+
+        node: where it is not the GPU's own.
+        """
         found, samples = _documents(run)
-        return cls(LlamaShape.from_hf(run.model.hf), found if document is None else document, samples, gpu, gpus, node)
+        shape = LlamaShape.from_hf(run.model.hf)
+        return cls(shape, found if document is None else document, samples, gpu, gpus, node or gpu.node)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def fits(memory: list[StageMemory], gpu: Gpu) -> bool:
     return all(stage.needed <= gpu.memory for stage in memory)
 
 
-def estimate(run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None, node: int = 8) -> Estimate:
+def estimate(run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None, node: int | None = None) -> Estimate:
     """What a run takes; document and node as in Given.
 
     Raises LatxaError for a layout that training would refuse, and for FP8 on GPUs without it.

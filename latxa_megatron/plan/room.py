@@ -46,7 +46,7 @@ def judge(run: RunConfig, shape: LlamaShape, ranks: int, gib: float) -> str | No
         return f"this run may not fit: it is planned to need {_of(worst, gib)}"
     gpu = replace(find_gpu("h200"), memory=gib)  # the memory decides what fits, a kind of GPU only which mend comes first
     document = float(run.data.seq_length)
-    ways = " or ".join(mend.says for mend in mends(run, Given(shape, document, 0, gpu, ranks)))
+    ways = " or ".join(mend.says for mend in mends(run, Given(shape, document, 0, gpu, ranks, gpu.node)))
     raise LatxaError(
         f"this run does not fit: it needs {_of(worst, gib)}; {ways or 'use more GPUs'}. `latxa plan` says more, and --force "
         "starts it all the same"

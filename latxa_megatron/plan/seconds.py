@@ -55,7 +55,7 @@ def step_seconds(
     document: float,
     dp: int,
     gpu: Gpu,
-    node: int = 8,
+    node: int,
 ) -> Seconds:
     """positions: those of a sample. document: mean length of the document that a position is in. node: GPUs of one.
 
