@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from latxa_megatron.config import load_run
+from latxa_megatron.config import RunConfig, load_run
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.plan.estimate import Estimate, estimate
 from latxa_megatron.plan.gpus import find_gpu
@@ -31,13 +31,18 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (GPU / name).read_text().splitlines()]
 
 
-def planned(row: dict[str, Any], gpu: str, gpus: int, directory: Path) -> Estimate:
-    """The plan of a row's run; its documents' mean length follows from the FLOPs that the run counted."""
+def run_of(row: dict[str, Any], directory: Path) -> RunConfig:
     hf, file = write_shape(directory, row["shape"]), directory / "run.yaml"
     data = {"store": "unused", "plan": "none", "seq_length": row["seq_length"]}
     run = {"name": "row", "out": "out", "model": {"hf": str(hf)}, "data": data, "train": {"steps": 1}, "optimizer": {}}
     file.write_text(yaml.safe_dump(run))
-    loaded, shape = load_run(file, row["overrides"]), LlamaShape.from_hf(hf)
+    return load_run(file, row["overrides"])
+
+
+def planned(row: dict[str, Any], gpu: str, gpus: int, directory: Path) -> Estimate:
+    """The plan of a row's run; its documents' mean length follows from the FLOPs that the run counted."""
+    loaded = run_of(row, directory)
+    shape = LlamaShape.from_hf(loaded.model.hf)
     document = float(row["seq_length"])
     if "teraflops_of_a_step" in row:
         flops = row["teraflops_of_a_step"] * 1e12 * gpus / (loaded.train.global_batch * row["seq_length"])

@@ -176,9 +176,9 @@ class ValidationSection(Section):
 
 
 class ScaleSection(Section):
-    """What a recipe states about its size. Training reads none of it."""
+    """What a recipe states about its size, and the GPUs that it is planned for. Training reads none of it."""
 
     backbone: str | None = Field(None, description="the backbone's name; the last part of model.hf where it is not given")
     parameters: PositiveInt | None = Field(None, description="the backbone's parameters in matrix products, head included")
     gpus: PositiveInt | None = Field(None, description="how many GPUs the layout was made for")
-    gpu: str = Field("", description="which GPU, and its memory, as in H100 80GB")
+    gpu: str | None = Field(None, description="which GPU, by the name that `latxa plan` has for it, as h100-80g")

@@ -210,8 +210,8 @@ def test_recipes_list_is_a_table_that_fits_100_columns(columns, tmp_path, latxa,
     rows = {line.split()[0]: line.split() for line in lines[1:] if line.startswith((" exp_", " latxa_", " demo"))}
     assert len(rows) == 22
     corpus = ["corpus_eu", "x4"]
-    assert rows["exp_2_100"][1:] == ["Llama-3.1-8B-Instruct", *corpus, "8", "H100", "80GB", "16.8B", "7.56e+20"]
-    assert rows["exp_1_001"][1:] == ["Latxa-Llama-3.1-8B", "instructions_en", "x4", "8", "H100", "80GB", "-", "-"]
+    assert rows["exp_2_100"][1:] == ["Llama-3.1-8B-Instruct", *corpus, "8", "h100-80g", "16.8B", "7.56e+20"]
+    assert rows["exp_1_001"][1:] == ["Latxa-Llama-3.1-8B", "instructions_en", "x4", "8", "h100-80g", "-", "-"]
     corpus = ["corpus_eu", "x4,"]  # its instructions are in the next line
-    assert rows["latxa_70b_a100"][1:] == ["Llama-3.1-70B-Instruct", *corpus, "256", "A100", "64GB", "16.8B+", "7.01e+21+"]
+    assert rows["latxa_70b_a100"][1:] == ["Llama-3.1-70B-Instruct", *corpus, "256", "a100-64g", "16.8B+", "7.01e+21+"]
     assert rows["demo"][-3:] == ["-", "26,624", "2.15e+13"]

@@ -93,5 +93,5 @@ def test_the_fullest_stage_fits_its_gpu(name):
         ends = (r == 0) + (r == p.pp - 1)
         stages.append(layers * (layer * (each + 2 * fp8) + (p.pp - r) * kept) + ends * end * each)
     fullest = max(stages) / 1e9
-    assert fullest + 4 < int(run.scale.gpu.split()[-1].removesuffix("GB"))
+    assert fullest + 4 < int(run.scale.gpu.split("-")[1].removesuffix("g"))
     assert round(fullest) == FULLEST.get(name, 54)

@@ -15,6 +15,8 @@ Overrides = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to change, as in optimizer.lr=1e-5."),
 ]
 
+Force = Annotated[bool, typer.Option("--force", help="Start also what the GPUs have no room for by its plan.")]
+
 
 @launch.command("local")
 def launch_local(
@@ -24,12 +26,13 @@ def launch_local(
     nodes: Annotated[int, typer.Option(min=1, help="Machines, on each of which this is started.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="This machine's number among them.")] = 0,
     first: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where number 0 is found by the others.")] = None,
+    force: Force = False,
 ) -> None:
     """Run `latxa train RUN.yaml` under torchrun on this machine, alone or with others."""
     from latxa_megatron.launch.local import Among
     from latxa_megatron.launch.local import launch_local as start
 
-    start(run_file, nproc, overrides, Among(nodes, node_rank, first))
+    start(run_file, nproc, overrides, Among(nodes, node_rank, first), force=force)
 
 
 @launch.command("slurm")
@@ -46,6 +49,7 @@ def launch_slurm(
     ] = None,
     container: Annotated[Path | None, typer.Option(metavar="IMAGE", help=".sqsh (pyxis) or .sif (Apptainer).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and submit nothing.")] = False,
+    force: Force = False,
 ) -> None:
     """Submit a run to Slurm, as a job that starts itself again until the run is done."""
     from latxa_megatron.launch import slurm
@@ -53,10 +57,10 @@ def launch_slurm(
 
     job = slurm.Job(nodes, partition, account, qos, time, container)
     if dry_run:
-        text = slurm.script(run_file, job, load_site(site), overrides)
+        text = slurm.script(run_file, job, load_site(site), overrides, force=force)
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
         return
-    number, directory = slurm.launch_slurm(run_file, job, load_site(site), overrides)
+    number, directory = slurm.launch_slurm(run_file, job, load_site(site), overrides, force=force)
     console.print(f"job {number}; its log will be {directory / f'{number}.log'}", soft_wrap=True, highlight=False)
     console.print(f"`latxa launch status {directory.parent}` says how it does", soft_wrap=True, highlight=False, markup=False)
 
@@ -70,6 +74,7 @@ def launch_k8s(
     claim: Annotated[list[str], typer.Option(metavar="NAME:/PATH", help="Persistent volume claim, and its place; repeatable.")],
     overrides: Overrides = None,
     namespace: Annotated[str | None, typer.Option(help="Instead of kubectl's.")] = None,
+    force: Force = False,
 ) -> None:
     """Print a JobSet manifest of a run, for `kubectl apply -f -`."""
     import yaml
@@ -77,7 +82,8 @@ def launch_k8s(
     from latxa_megatron.launch import kubernetes
 
     claims = dict(kubernetes.claim(each) for each in claim)
-    made = kubernetes.manifest(run_file, kubernetes.Pods(nodes, gpus, image, claims, namespace), overrides)
+    pods = kubernetes.Pods(nodes, gpus, image, claims, namespace)
+    made = kubernetes.manifest(run_file, pods, overrides, force=force)
     text = yaml.safe_dump(made, sort_keys=False, width=128)
     console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 

@@ -20,7 +20,7 @@ from latxa_megatron import launcher
 from latxa_megatron.cli.convert import convert
 from latxa_megatron.cli.data import data
 from latxa_megatron.cli.doctor import doctor
-from latxa_megatron.cli.launch import Overrides, RunFile, launch
+from latxa_megatron.cli.launch import Force, Overrides, RunFile, launch
 from latxa_megatron.cli.plan import plan
 from latxa_megatron.cli.terminal import OPTIONS, console
 from latxa_megatron.errors import LatxaError
@@ -30,26 +30,31 @@ app = typer.Typer(
     **OPTIONS,
 )
 recipes = typer.Typer(help="Look at the run files that ship.", **OPTIONS)
-for _name, _group in (("data", data), ("convert", convert), ("launch", launch), ("recipes", recipes)):
+for _name, _group in (("data", data), ("convert", convert), ("plan", plan), ("launch", launch), ("recipes", recipes)):
     app.add_typer(_group, name=_name)
 app.command("doctor")(doctor)
-app.command("plan")(plan)
 
 
 @app.command("train")
-def train(run_file: RunFile, overrides: Overrides = None) -> None:
+def train(run_file: RunFile, overrides: Overrides = None, force: Force = False) -> None:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     For several processes run it under torchrun, or use `latxa launch local`.
     """
-    from latxa_megatron.config import load_run
+    from latxa_megatron.config import RunConfig, load_run
+    from latxa_megatron.plan.room import check_room
     from latxa_megatron.train.loop import train as train_run
     from latxa_megatron.train.progress import watching
 
     run = load_run(run_file, overrides)
     first = launcher.rank() == 0
+
+    def check(run: RunConfig, ranks: int) -> None:
+        if not force:
+            check_room(run, ranks, lambda says: console.print(f"[yellow]warning:[/] {says}", soft_wrap=True) if first else None)
+
     with watching(console) if first else nullcontext(lambda total, line: None) as watch:
-        finished = train_run(run, watch)
+        finished = train_run(run, watch, check)
     if not finished and first:
         console.print(f"stopped, with a checkpoint under {run.checkpoints}; the same command goes on", soft_wrap=True)
 

@@ -48,6 +48,8 @@ def look_at_speed(directory: Path, size: int) -> list[Finding]:
 
 def look_at_space(run: RunConfig) -> list[Finding]:
     """Whether the checkpoints that the run keeps, and the one that is being written beside them, fit on the disk of run.out."""
+    from latxa_megatron.train.size import bytes_each
+
     check, where = "disk space", nearest(run.out)
     free = shutil.disk_usage(where).free
     parameters = parameters_of(run)
@@ -70,21 +72,11 @@ def look_at_space(run: RunConfig) -> list[Finding]:
 
 
 def parameters_of(run: RunConfig) -> int | None:
-    """All parameters of model.hf, embeddings and norms too; where the model is not there, those that the run file states."""
+    """All parameters of model.hf; where the model is not there, those that the run file states."""
     from latxa_megatron.model.llama import LlamaShape
-    from latxa_megatron.train.flops import matrix_parameters
+    from latxa_megatron.train.size import parameters
 
-    if not run.model.hf.is_dir():
-        return run.scale.parameters
-    shape = LlamaShape.from_hf(run.model.hf)
-    norms = (2 * shape.layers + 1) * shape.hidden + (2 * shape.layers * shape.head_dim if shape.qk_norm else 0)
-    biases = shape.layers * (shape.heads + 2 * shape.kv_heads) * shape.head_dim if shape.qkv_bias else 0
-    return matrix_parameters(shape) + (0 if shape.tied else shape.vocab * shape.hidden) + norms + biases
-
-
-def bytes_each(run: RunConfig) -> int:
-    """Bytes of a checkpoint for each parameter: the weight, and in fp32 the optimizer's copy of it and its two moments."""
-    return {"bf16": 2, "fp32": 4}[run.precision.dtype] + 12
+    return parameters(LlamaShape.from_hf(run.model.hf)) if run.model.hf.is_dir() else run.scale.parameters
 
 
 def _on_disk(directory: Path) -> int:

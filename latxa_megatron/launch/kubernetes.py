@@ -40,8 +40,11 @@ def claim(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def manifest(run_file: Path, pods: Pods, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The JobSet of a run. Raises LatxaError for a run that cannot work on so many GPUs, or has files outside of all claims."""
+def manifest(run_file: Path, pods: Pods, overrides: list[str] | None = None, *, force: bool = False) -> dict[str, Any]:
+    """The JobSet of a run; with force it starts also where the GPUs have no room for it by its plan.
+
+    Raises LatxaError for a run that cannot work on so many GPUs, or has files outside of all claims.
+    """
     from latxa_megatron.train.check import check_run
 
     run = load_run(run_file, overrides)
@@ -52,7 +55,7 @@ def manifest(run_file: Path, pods: Pods, overrides: list[str] | None = None) -> 
     name = "latxa-" + re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")[:30].strip("-")
     first = f"{name}-node-0-0.{name}:{PORT}"  # JobSet's host name of the first pod of the first job of `node`
     train = ["python3", "-m", "latxa_megatron", "launch", "local", str(run_file.absolute()), "--nproc", str(pods.gpus)]
-    meeting = ["--nodes", str(pods.nodes), "--node-rank", "$(NODE_RANK)", "--first", first]
+    meeting = ["--nodes", str(pods.nodes), "--node-rank", "$(NODE_RANK)", "--first", first, *(["--force"] if force else [])]
     index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
     container = {
         "name": "train",

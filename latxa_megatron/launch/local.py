@@ -54,10 +54,13 @@ class Among:
         return {"rdzv_backend": "static", "rdzv_endpoint": self.first, "rdzv_configs": {"rank": self.rank, "timeout": MEETING}}
 
 
-def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None, among: Among = Among()) -> None:
+def launch_local(
+    run_file: Path, nproc: int, overrides: list[str] | None = None, among: Among = Among(), *, force: bool = False
+) -> None:
     """Run `latxa train RUN.yaml` in nproc processes that torchrun starts and watches; wait for all of them.
 
-    One process that fails ends the others. Raises LatxaError then, and before any start for a run that cannot work.
+    force: also where the GPUs have no room for it by its plan. One process that fails ends the others. Raises LatxaError then,
+    and before any start for a run that cannot work.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -84,7 +87,7 @@ def launch_local(run_file: Path, nproc: int, overrides: list[str] | None = None,
         max_restarts=0,
         **among.meeting(),
     )
-    worker = ["-m", "latxa_megatron", "train", str(run_file), *(overrides or [])]
+    worker = ["-m", "latxa_megatron", "train", *(["--force"] if force else []), str(run_file), *(overrides or [])]
     try:
         elastic_launch(agent, sys.executable)(*worker)
     except ChildFailedError as error:

@@ -50,12 +50,14 @@ class Job:
             raise LatxaError(f"--time {self.time}: is minutes, HH:MM:SS or D-HH:MM:SS")
 
 
-def launch_slurm(run_file: Path, job: Job, site: Site, overrides: list[str] | None = None) -> tuple[str, Path]:
+def launch_slurm(
+    run_file: Path, job: Job, site: Site, overrides: list[str] | None = None, *, force: bool = False
+) -> tuple[str, Path]:
     """Check the run, write its script to OUT/slurm/job.sbatch and submit it; the number of the job and OUT/slurm, for its log.
 
     Raises LatxaError for a run that cannot work on so many nodes, and with what sbatch says where it refuses.
     """
-    text = script(run_file, job, site, overrides)
+    text = script(run_file, job, site, overrides, force=force)
     if shutil.which("sbatch") is None:
         raise LatxaError("there is no sbatch on this machine; go to a login node, or see the script with --dry-run")
     if job.container and job.container.suffix == ".sqsh" and "--container-image" not in _said_by("srun", "--help"):
@@ -70,27 +72,30 @@ def launch_slurm(run_file: Path, job: Job, site: Site, overrides: list[str] | No
     return done.stdout.strip().partition(";")[0], path.parent
 
 
-def script(run_file: Path, job: Job, site: Site, overrides: list[str] | None = None) -> str:
-    """The sbatch script of a run. Raises LatxaError for a run that cannot work on so many nodes."""
+def script(run_file: Path, job: Job, site: Site, overrides: list[str] | None = None, *, force: bool = False) -> str:
+    """The sbatch script of a run; with force it starts also where the GPUs have no room for it by its plan.
+
+    Raises LatxaError for a run that cannot work on so many nodes.
+    """
     from latxa_megatron.train.check import check_run
 
     run = load_run(run_file, overrides)
     check_run(run, job.nodes * site.tasks_per_node)
-    text = _rendered(run, run_file, job, site, overrides or [])
+    train = ["train", *(["--force"] if force else []), str(run_file.absolute()), *(overrides or [])]
+    text = _rendered(run, run_file, job, site, ["-m", "latxa_megatron", *train])
     found = subprocess.run(["bash", "-n"], input=text, check=False, capture_output=True, text=True)
     if found.returncode:
         raise LatxaError(f"setup: the site's lines make a script that bash cannot read ({_one_line(found.stderr)})")
     return text
 
 
-def _rendered(run: RunConfig, run_file: Path, job: Job, site: Site, overrides: list[str]) -> str:
+def _rendered(run: RunConfig, run_file: Path, job: Job, site: Site, train: list[str]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     template = environment.from_string((Path(__file__).parent / "job.sbatch.jinja").read_text(encoding="utf-8"))
-    train = ["-m", "latxa_megatron", "train", str(run_file.absolute()), *overrides]
     if job.container:
         options, command = in_container(job.container, run, run_file, site, ["python3", *train])
     else:

@@ -8,22 +8,44 @@ import numpy as np
 from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.model.layout import check_layout
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.plan.gpus import Gpu
 from latxa_megatron.plan.memory import SLACK, StageMemory, stage_memory
 from latxa_megatron.plan.seconds import Seconds, step_seconds
-from latxa_megatron.plan.stages import stages
+from latxa_megatron.plan.stages import Stage, stages
 from latxa_megatron.scale import scale
-from latxa_megatron.train.check import layout, precision, steps
-from latxa_megatron.train.flops import matrix_parameters
+from latxa_megatron.train.check import check_spread, layout, precision, steps
+from latxa_megatron.train.flops import matrix_parameters, utilization
+from latxa_megatron.train.size import checkpoint_bytes
 
 _SAMPLES = 4096  # of a plan, whose documents stand for all
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a run's layouts share: the model, its documents, the GPUs. node: GPUs of one; samples: of the plan, 0 without one."""
+
+    shape: LlamaShape
+    document: float
+    samples: int
+    gpu: Gpu
+    gpus: int
+    node: int
+
+    @classmethod
+    def of(cls, run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None, node: int | None = None) -> "Given":
+        """document: mean length of the document that a position is in; without it the pack plan's, and without one a sample's.
+
+        node: where it is not the GPU's own.
+        """
+        found, samples = _documents(run)
+        shape = LlamaShape.from_hf(run.model.hf)
+        return cls(shape, found if document is None else document, samples, gpu, gpus, node or gpu.node)
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """steps is None where neither the run file nor a pack plan says how many there are."""
+    """steps is None where neither the run file nor a pack plan says how many there are; mfu as training's metrics count it."""
 
     gpu: Gpu
     gpus: int
@@ -32,54 +54,53 @@ class Estimate:
     seconds: Seconds
     positions_per_second_per_gpu: float
     model_tflops_per_gpu: float
+    mfu: float | None
     steps: int | None
     checkpoint_bytes: int
 
     @property
     def worst(self) -> StageMemory:
-        return max(self.memory, key=lambda stage: stage.peak)
+        return max(self.memory, key=lambda stage: stage.needed)
 
     @property
     def fits(self) -> bool:
-        return self.worst.peak + SLACK <= self.gpu.memory
+        return fits(self.memory, self.gpu)
 
     @property
     def days(self) -> float | None:
+        """Of steps alone."""
         return None if self.steps is None else self.steps * self.seconds.step / 86400
 
     def as_json(self) -> dict[str, Any]:
         """Memory in GiB, times in seconds."""
         derived = {"fits": self.fits, "seconds_per_step": self.seconds.step, "days": self.days, "slack_gib": SLACK}
-        return {**asdict(self), **derived}
+        return {**asdict(self), **derived, "largest": {"memory": self.worst.largest(), "seconds": self.seconds.largest()}}
 
 
-def estimate(run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None) -> Estimate:
-    """document: mean length of the document that a position is in; without it the pack plan's, and without one a sample's.
+def fits(memory: list[StageMemory], gpu: Gpu) -> bool:
+    return all(stage.needed <= gpu.memory for stage in memory)
 
-    Raises LatxaError for a layout that does not go with the model, the GPUs or the batch, and for FP8 without FP8 units."""
-    shape, spread, numbers = LlamaShape.from_hf(run.model.hf), layout(run), precision(run)
-    check_layout(shape, spread)
-    ranks = spread.tp * spread.pp * spread.cp
-    if gpus % ranks:
-        raise LatxaError(f"--gpus {gpus}: does not divide by tp x pp x cp = {ranks}; choose other GPUs or another layout")
-    dp = gpus // ranks
-    if run.train.global_batch % (dp * run.train.micro_batch):
-        raise LatxaError(
-            f"train.global_batch: {run.train.global_batch} samples do not divide by {dp} data-parallel ranks with "
-            f"{run.train.micro_batch} a microbatch"
-        )
-    if numbers.fp8 != "none" and gpu.fp8 is None:
+
+def estimate(run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None, node: int | None = None) -> Estimate:
+    """What a run takes; document and node as in Given.
+
+    Raises LatxaError for a layout that training would refuse, and for FP8 on GPUs without it.
+    """
+    return estimate_given(run, Given.of(run, gpu, gpus, document, node))
+
+
+def estimate_given(run: RunConfig, given: Given) -> Estimate:
+    shape, gpu, gpus = given.shape, given.gpu, given.gpus
+    pipeline, memory = run_memory(run, shape, gpus)
+    if run.precision.fp8 != "none" and gpu.fp8 is None:
         raise LatxaError(f"precision.fp8: {gpu.name} has no FP8; set it to none")
-    found, samples = _documents(run)
-    document = found if document is None else document
-    microbatches = run.train.global_batch // (dp * run.train.micro_batch)
-    pipeline = stages(shape, spread, microbatches)
-    memory = [stage_memory(each, shape, spread, numbers, run.train, run.data.seq_length, dp) for each in pipeline]
-    seconds = step_seconds(pipeline, shape, spread, numbers, run.train, run.data.seq_length, document, dp, gpu)
+    dp = data_parallel(run, gpus)
+    seconds = step_seconds(
+        pipeline, shape, layout(run), precision(run), run.train, run.data.seq_length, given.document, dp, gpu, given.node
+    )
     positions = run.train.global_batch * run.data.seq_length
-    attention = 6 * shape.layers * shape.heads * shape.head_dim * document
-    flops = positions * (6 * matrix_parameters(shape) + attention)
-    parameters = matrix_parameters(shape) + (0 if shape.tied else shape.vocab * shape.hidden)
+    attention = 6 * shape.layers * shape.heads * shape.head_dim * given.document
+    tflops = positions * (6 * matrix_parameters(shape) + attention) / seconds.step / gpus / 1e12
     return Estimate(
         gpu,
         gpus,
@@ -87,10 +108,24 @@ def estimate(run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None)
         memory,
         seconds,
         positions / seconds.step / gpus,
-        flops / seconds.step / gpus / 1e12,
-        run.train.steps or (steps(run, samples) if samples else _stated_steps(run, positions)),
-        14 * parameters,
+        tflops,
+        utilization(tflops, gpu.name.upper()),
+        run.train.steps or (steps(run, given.samples) if given.samples else _stated_steps(run, positions)),
+        checkpoint_bytes(run, shape),
     )
+
+
+def run_memory(run: RunConfig, shape: LlamaShape, gpus: int) -> tuple[list[Stage], list[StageMemory]]:
+    """The pipeline's stages and what each needs. Raises LatxaError for a layout that training would refuse."""
+    check_spread(run, shape, gpus)
+    dp = data_parallel(run, gpus)
+    pipeline = stages(shape, layout(run), run.train.global_batch // (dp * run.train.micro_batch))
+    spread, numbers = layout(run), precision(run)
+    return pipeline, [stage_memory(each, shape, spread, numbers, run.train, run.data.seq_length, dp) for each in pipeline]
+
+
+def data_parallel(run: RunConfig, gpus: int) -> int:
+    return gpus // (run.parallel.tp * run.parallel.cp * run.parallel.pp)
 
 
 def _documents(run: RunConfig) -> tuple[float, int]:

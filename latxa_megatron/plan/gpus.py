@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.sections import ScaleSection
 
 _FILE = Path(__file__).with_name("gpus.yaml")
 REACHED = 0.8
@@ -15,16 +16,21 @@ REACHED = 0.8
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory in GiB, bandwidth in TB/s, link and network in GB/s each way, the rest in TFLOP/s; fp8 is None without FP8."""
+    """memory in GiB, bandwidth in TB/s, link and network in GB/s each way, watts of the board at most, the rest in TFLOP/s.
+
+    fp8 is None without FP8. node: GPUs of a node, which have the link.
+    """
 
     name: str
     memory: float
     bandwidth: float
     link: float
     network: float
+    watts: float
     bf16: float
     attention: float
     fp8: float | None = None
+    node: int = 8
 
 
 def find_gpu(name: str) -> Gpu:
@@ -33,6 +39,14 @@ def find_gpu(name: str) -> Gpu:
     if name not in known:
         raise LatxaError(f"--gpu {name}: is not known; choose one of {', '.join(sorted(known))}")
     return Gpu(name=name, **known[name])
+
+
+def planned_for(scale: ScaleSection, name: str | None, count: int | None) -> tuple[Gpu, int]:
+    """The GPUs of a plan: those named, else what the run file states. Raises LatxaError where neither says it."""
+    name, count = name or scale.gpu, count or scale.gpus
+    if name is None or count is None:
+        raise LatxaError("--gpu, --gpus: which GPUs, and how many? The run file states none (scale.gpu, scale.gpus)")
+    return find_gpu(name), count
 
 
 def with_links(gpu: Gpu, measured: dict[str, Any]) -> Gpu:

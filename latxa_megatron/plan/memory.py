@@ -2,8 +2,8 @@
 
 A peak is in one of two moments: in the last forward pass before a backward one, or in the optimizer's step. Terms that one
 forgets, each seen in measured peaks: 4 bytes a parameter for gradients in fp32 where they are summed in bf16; 2 more for weights
-kept in FP8, which have room for both casts beside a bf16 copy's; the empty gradients that products with fused accumulation hand
-to autograd, which stay, one for each shape of matrix.
+in FP8, both casts beside the bf16 copy, whether they are kept in it or cast once a step; the empty gradients that products with
+fused accumulation hand to autograd, which stay, one for each shape of matrix.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,17 @@ from latxa_megatron.sections import TrainSection
 _GIB = 2**30
 _ELSE = 0.11 * _GIB  # cuBLAS's and Transformer Engine's workspaces, RoPE, the batch
 SLACK = 4.0
-"""GiB that must stay free for the CUDA context, NCCL, and what the allocator cannot use. Chosen, not measured."""
+"""GiB on top of a peak: CUDA's context, the buffers of each communication group, and for the allocator what is left of it, which
+it cannot use. Chosen, not measured."""
+_CONTEXT, _GROUP = 0.6, 0.35
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """GiB on one GPU of a stage, by term; peak is less than their sum, since two of them never meet."""
+    """GiB on one GPU of a stage, by term.
+
+    peak is what torch allocates, less than the sum of its terms, since two of them never meet; needed is that and SLACK.
+    """
 
     stage: int
     weights: float
@@ -33,11 +38,18 @@ class StageMemory:
     activations: float
     logits: float
     rest: float
+    communication: float
+    context: float = field(default=_CONTEXT, init=False)
+    allocator: float = field(init=False)
     peak: float = field(init=False)
+    needed: float = field(init=False)
 
     def __post_init__(self) -> None:
         always = self.weights + self.gradients + self.optimizer + self.rest
-        object.__setattr__(self, "peak", always + max(self.optimizer_step, self.activations + self.logits))
+        peak = always + max(self.optimizer_step, self.activations + self.logits)
+        object.__setattr__(self, "peak", peak)
+        object.__setattr__(self, "allocator", SLACK - self.context - self.communication)
+        object.__setattr__(self, "needed", peak + SLACK)
 
     def largest(self) -> str:
         """The name of the largest term."""
@@ -46,6 +58,9 @@ class StageMemory:
 
 
 TERMS = ("weights", "gradients", "optimizer", "optimizer_step", "activations", "logits", "rest")
+"""Those of a peak."""
+BESIDE = ("communication", "context", "allocator")
+"""Those beside it."""
 
 
 def stage_memory(
@@ -57,24 +72,19 @@ def stage_memory(
     shards = dp * layout.cp
     layers = stage.layers * stage.layer_parameters
     in_fp8 = layers * max(0.0, 1 - sum(precision.bf16_layers) / shape.layers) if precision.fp8 != "none" else 0.0
-    weights = size * stage.parameters + 2 * in_fp8 * (1 if precision.fp8_params else 0)
+    weights = size * stage.parameters + 2 * in_fp8
     if precision.fp8_head:
         weights += 2 * stage.head
     positions = train.micro_batch * seq_length // layout.cp
     state = (8 if size == 4 else 12) * stage.parameters / shards
     step = (4 if gradients == 2 else 0) * stage.parameters / shards
-    kept, again = _kept_layers(stage, train)
+    again = stage.recomputed(train.recompute)
     per_layer = layer_bytes(shape, precision) * positions / layout.tp
     checkpoints = again * 2 * shape.hidden * positions / layout.tp
-    activations = stage.in_flight * (kept * per_layer + checkpoints) + (per_layer if again else 0)
+    activations = stage.in_flight * ((stage.layers - again) * per_layer + checkpoints) + (per_layer if again else 0)
     copies = 1 if precision.fp8_head else 2
     logits = copies * size * positions * shape.vocab / layout.tp if stage.head else 0.0
     empty = 2 * (stage.layer_parameters + stage.head)
-    terms = (weights, gradients * stage.parameters, state, step, activations, logits, empty + _ELSE)
+    groups = _GROUP * _GIB * sum(ranks > 1 for ranks in (layout.tp, layout.cp, layout.pp, dp))
+    terms = (weights, gradients * stage.parameters, state, step, activations, logits, empty + _ELSE, groups)
     return StageMemory(stage.index, *(term / _GIB for term in terms))
-
-
-def _kept_layers(stage: Stage, train: TrainSection) -> tuple[int, int]:
-    """Layers that keep their activations, and layers that compute them again."""
-    again = min(stage.layers, train.recompute) if isinstance(train.recompute, int) else 0
-    return stage.layers - again, again

@@ -8,17 +8,25 @@ from latxa_megatron.model.llama import LlamaShape
 
 @dataclass(frozen=True)
 class Stage:
-    """One pipeline rank: its layers in all chunks, the parameters on one GPU of it, and the microbatches it keeps at once.
+    """One pipeline rank: the layers of its chunks, the parameters on one GPU of it, and the microbatches it keeps at once.
 
     embedding and head count the parameters there (0 on other stages); in_flight is in microbatches of the rank's own layers.
     """
 
     index: int
-    layers: int
+    chunks: tuple[int, ...]
     layer_parameters: int
     embedding: int
     head: int
     in_flight: float
+
+    @property
+    def layers(self) -> int:
+        return sum(self.chunks)
+
+    def recomputed(self, recompute: int | str) -> int:
+        """Layers whose activations are computed again: of each chunk the first N, as megatron-core does."""
+        return sum(min(chunk, recompute) for chunk in self.chunks) if isinstance(recompute, int) else 0
 
     @property
     def parameters(self) -> int:
@@ -37,13 +45,12 @@ def stages(shape: LlamaShape, layout: Layout, microbatches: int) -> list[Stage]:
     rows = shape.vocab * shape.hidden // layout.tp
     found = []
     for index in range(layout.pp):
-        own = chunks[index :: layout.pp]
         first, last = index == 0, index == layout.pp - 1
         shared = shape.tied and first and last
         found.append(
             Stage(
                 index,
-                sum(own),
+                chunks[index :: layout.pp],
                 layer_parameters(shape) // layout.tp,
                 rows if first and not shared else 0,
                 rows if last else 0,

@@ -37,6 +37,17 @@ def check_run(run: RunConfig, world_size: int) -> None:
     """Raise LatxaError with the reason and the mend if the run cannot work on world_size ranks."""
     _check_packages(run.logging)
     shape = LlamaShape.from_hf(run.model.hf)
+    check_spread(run, shape, world_size)
+    if run.model.checkpoint and not run.model.checkpoint.is_dir():
+        raise LatxaError(f"model.checkpoint: there is no checkpoint {run.model.checkpoint}; `latxa convert import` makes one")
+    _check_data(run, shape)
+
+
+def check_spread(run: RunConfig, shape: LlamaShape, world_size: int) -> None:
+    """Raise LatxaError if this model, batch and sequence length do not go with the layout on world_size ranks.
+
+    Reads no file: what `latxa plan search` may propose is what this lets pass.
+    """
     check_layout(shape, layout(run))
     if run.precision.fp8 != "none":
         widths = (shape.hidden * run.parallel.tp, shape.ffn, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim)
@@ -59,9 +70,11 @@ def check_run(run: RunConfig, world_size: int) -> None:
     microbatches = run.train.global_batch // (run.train.micro_batch * data_parallel)
     if run.parallel.vp > 1 and microbatches % run.parallel.pp:
         raise LatxaError(f"parallel.vp: the {microbatches} microbatches of a step do not divide by pp {run.parallel.pp}")
-    if run.model.checkpoint and not run.model.checkpoint.is_dir():
-        raise LatxaError(f"model.checkpoint: there is no checkpoint {run.model.checkpoint}; `latxa convert import` makes one")
-    _check_data(run, shape)
+    unit = run.parallel.tp * (16 if run.precision.fp8 != "none" else 1)
+    if run.data.seq_length % unit:
+        raise LatxaError(f"data.seq_length: {run.data.seq_length} is not a multiple of {unit} (tp, times 16 for FP8)")
+    if run.data.seq_length > shape.max_positions:
+        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
 
 
 def _check_packages(section: LoggingSection) -> None:
@@ -72,11 +85,6 @@ def _check_packages(section: LoggingSection) -> None:
 
 
 def _check_data(run: RunConfig, shape: LlamaShape) -> None:
-    unit = run.parallel.tp * (16 if run.precision.fp8 != "none" else 1)
-    if run.data.seq_length % unit:
-        raise LatxaError(f"data.seq_length: {run.data.seq_length} is not a multiple of {unit} (tp, times 16 for FP8)")
-    if run.data.seq_length > shape.max_positions:
-        raise LatxaError(f"data.seq_length: is {run.data.seq_length}, but the model has {shape.max_positions} positions")
     plan = _check_plan("data.plan", run.data.plan, run, shape)
     for name, path in run.validation.plans.items():
         _check_plan(f"validation.plans.{name}", path, run, shape)

@@ -31,12 +31,15 @@ from latxa_megatron.train.validate import validate, validation_sets
 Watch = Callable[[int, dict[str, Any]], None]
 """Called on rank 0 after each step with the steps in all and the step's line of metrics.jsonl."""
 
+Check = Callable[[RunConfig, int], None]
+"""Called on every rank with the number of ranks, before a model is built; a LatxaError that it raises ends the run."""
+
 
 ORPHANS = 120
 """Seconds that a start waits for another of the same run: the writer of its checkpoint outlives a run that is killed."""
 
 
-def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
+def train(run: RunConfig, watch: Watch = lambda total, line: None, check: Check = lambda run, ranks: None) -> bool:
     """Train a run to its end, from its newest checkpoint where it has one. Every rank calls it with the same run.
 
     SIGTERM and SIGUSR1 end it after the step under way, with a checkpoint; then, and only then, the result is False.
@@ -46,6 +49,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None) -> bool:
     with heartbeats() as beat, connected(time_limit(run)):
         check_run(run, dist.get_world_size())
         with _alone(run), Start(run.out, dist.get_world_size(), write=dist.get_rank() == 0) as start:
+            check(run, dist.get_world_size())
             job = set_up(run)
             start.began(job.start, job.total)
             with (

@@ -5,7 +5,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from latxa_megatron.config import load_run
-from latxa_megatron.doctor.disk import bytes_each, parameters_of
+from latxa_megatron.doctor.disk import parameters_of
+from latxa_megatron.train.size import bytes_each
 from tests.train.conftest import TinyRun
 
 

@@ -46,22 +46,16 @@ def test_stages_hold_the_whole_model():
     assert [stage.in_flight for stage in found] == [(6 + 4 + 1) / 2, (4 + 4 + 1) / 2, (2 + 4 + 1) / 2, (4 + 1) / 2]
 
 
+def test_recomputing_is_of_each_chunk():
+    """megatron-core gives each chunk a TransformerBlock of its own, which recomputes its first N layers."""
+    found = stages(LLAMA_8B, Layout(pp=2, vp=2, stages=(1, 10, 11, 10)), 16)
+    assert [stage.recomputed(3) for stage in found] == [1 + 3, 3 + 3]
+    assert [stage.recomputed("none") for stage in found] == [0, 0]
+
+
 def test_what_a_layer_keeps_by_hand():
     """In bf16 6 x 2 x 4096, queries, keys and values 2 x 6144, less one of the six, and 3 x 2 x 14336 feed-forward."""
     assert layer_bytes(LLAMA_8B, Precision()) == 5 * 2 * 4096 + 2 * 6144 + 6 * 14336
-
-
-@pytest.fixture
-def run_file(tmp_path):
-    hf = tmp_path / "hf"
-    hf.mkdir()
-    config = {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336}
-    config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
-    (hf / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192, "rope_theta": 500000.0}))
-    run = {"name": "r", "out": "out", "model": {"hf": str(hf)}, "data": {"store": "s", "plan": "p"}, "train": {"steps": 10}}
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(run | {"optimizer": {}}))
-    return file
 
 
 def test_command_says_what_fits_and_what_does_not(run_file):
@@ -80,8 +74,9 @@ def test_command_says_what_fits_and_what_does_not(run_file):
     ("gpu", "gpus", "overrides", "words"),
     [
         ("h300", 8, [], "--gpu h300"),
-        ("h200", 6, ["parallel.tp=4"], "--gpus 6"),
+        ("h200", 6, ["parallel.tp=4"], "tp x cp x pp is 4"),
         ("h200", 7, [], "train.global_batch"),
+        ("h200", 8, ["data.seq_length=8200", "precision.fp8=tensorwise"], "data.seq_length: 8200"),
         ("a100-80g", 8, ["precision.fp8=tensorwise"], "precision.fp8"),
     ],
 )
