@@ -18,16 +18,16 @@ from latxa_megatron.plan.gpus import as_yaml, find_gpu, with_links
 from latxa_megatron.plan.stages import layer_bytes, stages
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from plan_check import planned, rows
+from plan_check import planned, planned_as_measured, rows, time_counts
 
 LLAMA_8B = LlamaShape(32, 4096, 14336, 32, 8, 128, 128256, 131072, 1e-5, 500000.0, 8.0, False)
 
 
 @pytest.mark.parametrize("row", rows("plan_measured.jsonl"), ids=lambda row: f"{row['shape']} {row['overrides'][2:]}")
 def test_memory_within_5_percent_and_time_within_7(row, tmp_path):
-    found = planned(row, "h200", row["processes"], tmp_path)
+    found = planned_as_measured(row, tmp_path)
     assert found.memory[0].peak == pytest.approx(row["peak_gib"], rel=0.05)
-    if row["processes"] == 1 or "own_gpus" in row:  # else two processes shared a GPU
+    if time_counts(row):
         assert found.seconds.step == pytest.approx(row["seconds"], rel=0.07)
 
 
