@@ -90,7 +90,7 @@ def of_each_gpu(field: str) -> list[str]:
 def gpu_name() -> str:
     """The GPU's name in plan/gpus.yaml."""
     said = of_each_gpu("name")[0]
-    return next((name for word, name in (("H100", "h100-80g"), ("B200", "b200")) if word in said), "h200")
+    return next((name for word, name in (("H100", "h100-80g"), ("GB200", "gb200"), ("B200", "b200")) if word in said), "h200")
 
 
 def measured(
