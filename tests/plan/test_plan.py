@@ -69,6 +69,15 @@ def test_command_says_what_fits_and_what_does_not(run_file):
     assert found["memory"][0]["peak"] > 16 * 8.03e9 / 2**30
 
 
+def test_every_stage_has_its_numbers_in_a_narrow_terminal(run_file):
+    overrides = ["parallel.pp=32", "train.global_batch=32", "train.micro_batch=2"]
+    said = CliRunner().invoke(app, ["plan", str(run_file), "--gpu", "h200", "--gpus", "32", *overrides], env={"COLUMNS": "80"})
+    found = estimate(load_run(run_file, overrides), find_gpu("h200"), 32)
+    numbers = [word for line in said.output.splitlines() if line.startswith(" needed") for word in line.split()[1:]]
+    assert numbers == [f"{stage.needed:.1f}" for stage in found.memory]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said.output
+
+
 @pytest.mark.parametrize(
     ("gpu", "gpus", "overrides", "words"),
     [
