@@ -23,6 +23,7 @@ from latxa_megatron.config import RunConfig, load_run
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import write_atomically
 from latxa_megatron.launch.container import in_container
+from latxa_megatron.launch.local import GPU_MEMORY
 from latxa_megatron.launch.site import Site
 
 Warn = Callable[[str], None]
@@ -129,7 +130,7 @@ def _rendered(run: RunConfig, run_file: Path, job: Job, site: Site, train: list[
         options, command = in_container(job.container, run, run_file, site, ["python3", *train])
     else:
         options, command = [], [sys.executable, *train]
-    variables = {"OMP_NUM_THREADS": str(site.cpus_per_task), **site.environment}
+    variables = {"OMP_NUM_THREADS": str(site.cpus_per_task), **GPU_MEMORY, **site.environment}
     return template.render(
         name=run.name,
         nodes=job.nodes,

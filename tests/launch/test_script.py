@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.launch.local import GPU_MEMORY, environment
 from latxa_megatron.launch.site import Site, load_site, names
 from latxa_megatron.launch.slurm import Job, launch_slurm, script, seconds
 from latxa_megatron.plan.gpus import find_gpu
@@ -72,6 +73,10 @@ def test_what_a_site_adds(options, tiny_run):
     asked, _ = options(Job(1, partition="q"), site)
     for line in ("module load cuda/12.8", "ulimit -c 0", "export NCCL_IB_HCA='mlx5_0, mlx5_1'", "export OMP_NUM_THREADS=3"):
         assert f"\n{line}\n" in text
+    assert "\nexport PYTORCH_ALLOC_CONF=expandable_segments:True\n" in text
+    own = site.model_copy(update={"environment": {"PYTORCH_ALLOC_CONF": "backend:native"}})
+    assert text.count("PYTORCH_ALLOC_CONF") == 1
+    assert "\nexport PYTORCH_ALLOC_CONF=backend:native\n" in script(Path(tiny_run.file), Job(1), own)
     assert (asked["partition"], asked["time"], asked["signal"]) == ("q", "60", "USR1@90")
     assert asked["constraint"] == "gpu&fast"
 
@@ -191,6 +196,12 @@ def test_site_files_that_cannot_be(text, message, tmp_path):
 def test_a_setup_that_bash_cannot_read(tiny_run):
     with pytest.raises(LatxaError, match="a script that bash cannot read"):
         script(Path(tiny_run.file), Job(1), SITE.model_copy(update={"setup": ["if true"]}))
+
+
+def test_what_processes_on_this_machine_find_in_their_environment():
+    cores = len(os.sched_getaffinity(0))
+    assert environment(cores, gpus=False)["OMP_NUM_THREADS"] == environment(2 * cores, gpus=True)["OMP_NUM_THREADS"] == "1"
+    assert environment(1, gpus=True).items() - environment(1, gpus=False).items() == {*GPU_MEMORY.items()}
 
 
 def test_the_script_is_clean_bash(tiny_run, tmp_path):
