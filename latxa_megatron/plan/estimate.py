@@ -39,7 +39,8 @@ class Given:
         """
         found, samples = _documents(run)
         shape = LlamaShape.from_hf(run.model.hf)
-        return cls(shape, found if document is None else document, samples, gpu, gpus, node or gpu.node)
+        mean = found if document is None else min(document, run.data.seq_length)  # a longer one is cut into samples
+        return cls(shape, mean, samples, gpu, gpus, node or gpu.node)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ Products run at the rate that gpus.yaml has. Work bound by memory is counted in 
 10.7 in bf16 and 18.9 with FP8's casts; 10 bytes for each logit; 75 bytes a parameter in the optimizer. These four were fitted
 to runs on one H200 (docs/plan.md). Messages count where nothing hides them: six of ten over tp; those over pp where nothing is
 interleaved, else while the pipeline fills and drains; gradients over dp beyond the last microbatch's backward, and weights
-beyond the first one's forward; those over cp beyond attention, which is slower in the pieces that cp cuts it into.
+beyond the first one's forward; those over cp beyond attention, which is slower in the pieces that cp cuts it into. Launches:
+what the CPU takes to start a microbatch's work beyond the time of that work, as of small models and short samples.
 """
 
 from dataclasses import dataclass, fields
@@ -27,6 +28,9 @@ _RING = 3
 _PIECES = 270
 """Bytes of memory traffic, by its time, that attention in pieces costs for each position and query channel under cp. From one
 comparison of bare 70B-shaped layers in FP8 on two H200s: cp 2 over 8192 positions took 8% longer than dp 2 with as much work."""
+_LAUNCHES = {False: 3.0e-3, True: 4.0e-3}
+"""Seconds in which the CPU starts a layer's work on a microbatch, forward and backward, in bf16 and in FP8: it takes no less.
+Five sixths of what SmolLM2-135M took, whose layers compute next to nothing: 0.43 and 0.58 s for 120 (docs/gpu-results.md)."""
 _FORWARD = 1 / 3
 
 
@@ -40,6 +44,7 @@ class Seconds:
     tp_messages: float
     cp_messages: float
     pp_messages: float
+    launches: float
     bubble: float
     dp_messages: float
     optimizer: float
@@ -76,7 +81,7 @@ def step_seconds(
     one, stage = found[slowest], pipeline[slowest]
     shards = dp * layout.cp
     optimizer = _PER_PARAMETER * stage.parameters / shards / (gpu.bandwidth * 1e12)
-    products, attention, memory_bound, over_tp, over_cp = (microbatches * term for term in one)
+    products, attention, memory_bound, over_tp, over_cp, launches = (microbatches * term for term in one)
     return Seconds(
         products,
         attention,
@@ -84,6 +89,7 @@ def step_seconds(
         over_tp,
         over_cp,
         _over_pp(shape, layout, own, microbatches, shards, gpu, node),
+        launches,
         (sum(times) - times[slowest]) / layout.vp,  # while the pipeline fills and drains, the slowest stage waits for the others
         _over_dp(stage, precision, times[slowest], layout.tp, shards, gpu, node),
         optimizer,
@@ -132,8 +138,9 @@ def _microbatch(
     document: float,
     gpu: Gpu,
     node: int,
-) -> tuple[float, float, float, float, float]:
-    """Products, attention, work bound by memory, and tp's and cp's messages of one microbatch, forward and backward."""
+) -> tuple[float, float, float, float, float, float]:
+    """Products, attention, work bound by memory, tp's and cp's messages of one microbatch, forward and backward; last by how much
+    longer the CPU takes to start all that."""
     in_fp8 = precision.fp8 != "none" and gpu.fp8 is not None
     layer_rate = (gpu.fp8 if in_fp8 and gpu.fp8 else gpu.bf16) * 1e12
     head_rate = (gpu.fp8 if precision.fp8_head and gpu.fp8 else gpu.bf16) * 1e12
@@ -152,4 +159,6 @@ def _microbatch(
     over_tp = layers * _MESSAGES * sent / _among(gpu, layout.tp, 1, node)
     keys_and_values = 2 * shape.kv_heads * shape.head_dim / layout.tp * 2 * positions
     passed_on = attention_layers * _RING * (layout.cp - 1) * keys_and_values / _between(gpu, layout.tp * layout.cp, node)
-    return products, attention, memory_bound, over_tp, max(0.0, passed_on - attention)
+    over_cp = max(0.0, passed_on - attention)
+    launches = max(0.0, layers * _LAUNCHES[in_fp8] - (products + attention + memory_bound + over_tp + over_cp))
+    return products, attention, memory_bound, over_tp, over_cp, launches

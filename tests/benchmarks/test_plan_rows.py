@@ -17,12 +17,12 @@ from plan_check import planned, planned_as_measured, time_counts
 def machine(monkeypatch):
     """Steps of 8 s, of 8192 x 8 positions; the driver says 10 GiB of each GPU before, and then 30 of the second."""
     started, used = [], [["10240", "10240"], ["12288", "30720"]]
-    line = {"seconds": 8.0, "model_tflops_per_rank": 100.0, "peak_memory_gib": 20.0}
+    line = {"seconds": 8.0, "peak_memory_gib": 20.0}
 
     def run(kind):
         def start(out, name, shape, plan, overrides, gpus=None):
             started.append((kind, gpus))
-            return [line] * 6
+            return [{**line, "model_tflops_per_rank": 112.0 if "parallel.tp=2" not in overrides else 56.0}] * 6
 
         return start
 
@@ -44,10 +44,10 @@ def test_time_counts_where_each_process_has_a_gpu(machine, tmp_path, processes, 
     assert machine == [started]
     assert (row["processes"], row["gpu"], row["seconds"], row["peak_gib"]) == (processes, "h100-80g", 8.0, 20.0)
     assert time_counts(json.loads(json.dumps(row))) == own
-    assert row["teraflops_of_a_step"] == 800
+    assert row["teraflops_of_a_step"] == 896 / processes
     found = planned_as_measured(row, tmp_path)
     assert (found.gpu.name, found.gpus) == ("h100-80g", processes)
-    assert found.model_tflops_per_gpu * found.seconds.step == pytest.approx(800)  # the documents that the run counted
+    assert found.model_tflops_per_gpu * found.seconds.step == pytest.approx(896 / processes)  # the documents that the run counted
 
 
 def test_memory_in_use_is_of_the_fullest_gpu(machine):

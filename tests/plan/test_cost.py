@@ -15,7 +15,7 @@ from latxa_megatron.sections import CheckpointSection
 def test_cost_by_hand(run_file):
     """250 steps of 36 s on 8 H100s: 2.5 hours, 20 GPU-hours; 100 GB are saved after steps 100, 200 (for good) and 250."""
     found = estimate(load_run(run_file), find_gpu("h100-80g"), 8)
-    found = replace(found, steps=250, seconds=Seconds(30, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5), checkpoint_bytes=100 * 10**9)
+    found = replace(found, steps=250, seconds=Seconds(30, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25), checkpoint_bytes=100 * 10**9)
     section = CheckpointSection(every=100, keep=1, keep_every=200)
     takes = cost(found, section, Rates(price=3, pue=1.5, disk=2))
     assert (takes.days, takes.gpu_hours, takes.money) == (pytest.approx(2.5 / 24), pytest.approx(20), pytest.approx(60))

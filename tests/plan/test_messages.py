@@ -17,7 +17,7 @@ def seconds(run_file, gpus, *overrides, gpu=None, **given):
 
 
 def one(found, microbatches):
-    return (found.products + found.attention + found.memory_bound + found.tp_messages) / microbatches
+    return (found.products + found.attention + found.memory_bound + found.tp_messages + found.launches) / microbatches
 
 
 @pytest.mark.parametrize(("node", "speed"), [(8, LINK), (4, 4 * NETWORK), (1, NETWORK)])
@@ -36,16 +36,17 @@ def test_tp(run_file, node, speed):
 def test_dp(run_file, gpus, tp, speed):
     """Gradients in fp32 count where the last backward pass is too short; weights in bf16, where the first forward one is.
 
-    Under TP4 a node of 8 has two ranks of a data-parallel group, and so two cards for it.
+    Under TP4 a node of 8 has two ranks of a data-parallel group, and so two cards for it. All links at a tenth of their speed.
     """
-    dp = gpus // tp
+    dp, gpu = gpus // tp, find_gpu("h100-80g")
+    slow = replace(gpu, link=gpu.link / 10, network=gpu.network / 10)
     short = ["data.seq_length=128", f"parallel.tp={tp}", f"train.global_batch={dp}"]
-    found = seconds(run_file, gpus, *short)
-    each = PARAMETERS / tp * (dp - 1) / dp / speed
+    found = seconds(run_file, gpus, *short, gpu=slow)
+    each = PARAMETERS / tp * (dp - 1) / dp / (speed / 10)
     waits = max(0, 4 * each - one(found, 1) * 2 / 3) + max(0, 2 * each - one(found, 1) / 3)
     assert found.dp_messages == pytest.approx(waits)
     assert waits > each
-    assert seconds(run_file, gpus, *short[1:], "train.global_batch=4096").dp_messages < waits
+    assert seconds(run_file, gpus, *short[1:], gpu=slow).dp_messages < waits
 
 
 @pytest.mark.parametrize(("vp", "waited"), [(1, 3 + 16), (2, 3)])
@@ -71,3 +72,16 @@ def test_cp(run_file):
     assert found.cp_messages == 0
     across = seconds(run_file, 8, *layout, gpu=replace(find_gpu("h100-80g"), network=5), document=100, node=1)
     assert across.cp_messages == pytest.approx(ring / (NETWORK / 10) - found.attention)
+
+
+def test_a_document_is_no_longer_than_a_sample(run_file):
+    assert seconds(run_file, 8, document=1e9).attention == seconds(run_file, 8, document=8192).attention
+
+
+def test_launches(run_file):
+    """A layer of 128 positions takes the CPU 3 ms to start, and a third more where it is computed again; one of 8192 less."""
+    short = ["data.seq_length=128", "train.global_batch=16", "precision.gradients=bf16"]
+    for more, layers in ((), 32), (["train.recompute=6"], 34):
+        found = seconds(run_file, 1, *short, *more)
+        assert found.step - found.optimizer == pytest.approx(16 * layers * 3e-3)
+    assert seconds(run_file, 1, "train.global_batch=16").launches == 0

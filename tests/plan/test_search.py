@@ -123,3 +123,5 @@ def test_nothing_fits_and_nothing_is_legal(run_file):
         search(load_run(run_file, ["data.seq_length=16384"]), Given.of(run, find_gpu("h200"), 8))
     with pytest.raises(LatxaError, match=r"a.png: pictures are SVG"):
         write_picture(Path("a.png"), Found([], []), "none")
+    with pytest.raises(LatxaError, match=r"none/a.svg: there is no directory none; make it first"):
+        write_picture(Path("none/a.svg"), Found([], []), "none")
