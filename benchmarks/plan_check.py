@@ -50,6 +50,16 @@ def planned(row: dict[str, Any], gpu: str, gpus: int, directory: Path) -> Estima
     return estimate(loaded, find_gpu(gpu), gpus, document)
 
 
+def planned_as_measured(row: dict[str, Any], directory: Path) -> Estimate:
+    """The plan of a row of plan_measured.jsonl, on the GPU that it was measured on."""
+    return planned(row, row.get("gpu", "h200"), row["processes"], directory)
+
+
+def time_counts(row: dict[str, Any]) -> bool:
+    """Whether no two processes of a measured row shared a GPU."""
+    return row["processes"] == 1 or row.get("own_gpus", False)
+
+
 def beside(said: float, was: float, digits: int) -> str:
     return f"{said:.{digits}f} | {was:.{digits}f} | {said / was - 1:+.1%}"
 
@@ -57,15 +67,16 @@ def beside(said: float, was: float, digits: int) -> str:
 def tables() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        yield "| model | sample | settings | GiB planned | measured | | s/step planned | measured | |"
-        yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        yield "| model | sample | GPUs | settings | GiB planned | measured | | s/step planned | measured | |"
+        yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
         for row in rows("plan_measured.jsonl"):
-            found = planned(row, "h200", row["processes"], directory)
-            settings = ", ".join(each.split(".", 1)[1] for each in row["overrides"] if "steps=" not in each)
-            alone = row["processes"] == 1 or "own_gpus" in row
-            time = beside(found.seconds.step, row["seconds"], 3) if alone else " | | "
+            found = planned_as_measured(row, directory)
+            values = dict(each.split(".", 1)[1].split("=", 1) for each in row["overrides"] if "steps=" not in each)
+            settings = ", ".join(f"{key}={value}" for key, value in values.items())
+            time = beside(found.seconds.step, row["seconds"], 3) if time_counts(row) else " | | "
             memory = beside(found.memory[0].peak, row["peak_gib"], 1)
-            yield f"| {row['shape']} | {row['seq_length']} | {settings} | {memory} | {time} |"
+            gpus = f"{row['processes'] if time_counts(row) else 1} x {row.get('gpu', 'h200').partition('-')[0].upper()}"
+            yield f"| {row['shape']} | {row['seq_length']} | {gpus} | {settings} | {memory} | {time} |"
         yield ""
         yield "| model | GPUs | layout | positions/s/GPU planned | published | |"
         yield "| --- | --- | --- | --- | --- | --- |"

@@ -45,7 +45,7 @@ def launch_slurm(
     account: Annotated[str | None, typer.Option(help="Whom Slurm charges.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service, where the site has several.")] = None,
     time: Annotated[
-        str | None, typer.Option(metavar="HH:MM:SS", help="Time limit of a job; the run goes on in the next.")
+        str | None, typer.Option(metavar="HH:MM:SS", help="Time limit of a job, as sbatch reads it; the run goes on in the next.")
     ] = None,
     container: Annotated[Path | None, typer.Option(metavar="IMAGE", help=".sqsh (pyxis) or .sif (Apptainer).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and submit nothing.")] = False,
@@ -55,12 +55,15 @@ def launch_slurm(
     from latxa_megatron.launch import slurm
     from latxa_megatron.launch.site import load_site
 
+    def warn(says: str) -> None:
+        typer.echo(f"warning: {says}", err=True)
+
     job = slurm.Job(nodes, partition, account, qos, time, container)
     if dry_run:
-        text = slurm.script(run_file, job, load_site(site), overrides, force=force)
+        text = slurm.script(run_file, job, load_site(site), overrides, force=force, warn=warn)
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
         return
-    number, directory = slurm.launch_slurm(run_file, job, load_site(site), overrides, force=force)
+    number, directory = slurm.launch_slurm(run_file, job, load_site(site), overrides, force=force, warn=warn)
     console.print(f"job {number}; its log will be {directory / f'{number}.log'}", soft_wrap=True, highlight=False)
     console.print(f"`latxa launch status {directory.parent}` says how it does", soft_wrap=True, highlight=False, markup=False)
 

@@ -64,8 +64,8 @@ def plan_run(
         said = {**found.as_json(), **asdict(takes), "rates": asdict(rates), "mends": [way.as_json() for way in ways]}
         typer.echo(json_text.dumps(said, indent=2))
         raise typer.Exit(int(not found.fits))
-    console.print(plan_tables.memory_table(found))
-    console.print(plan_tables.seconds_table(found))
+    for table in (*plan_tables.memory_tables(found), plan_tables.seconds_table(found)):
+        console.print(table)
     lines = [*plan_tables.lines(found, takes, rates, run.checkpoint.async_save), *plan_tables.verdict(found, ways)]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
@@ -93,6 +93,7 @@ def plan_search(
     from latxa_megatron.plan.estimate import Given
     from latxa_megatron.plan.gpus import planned_for
     from latxa_megatron.plan.layouts import differences
+    from latxa_megatron.plan.mend import mends
     from latxa_megatron.plan.picture import check_name, write_picture
     from latxa_megatron.plan.run_file import write_layout
     from latxa_megatron.plan.search import search
@@ -108,6 +109,8 @@ def plan_search(
     else:
         console.print(plan_tables.ranking(found.fitting[:10]))
         console.print(plan_tables.searched(found, given), highlight=False, soft_wrap=True)
+        if not found.fitting:
+            console.print(plan_tables.none_fits(mends(run, given)), highlight=False, soft_wrap=True)
     if picture:
         write_picture(picture, found, f"{run.name} on {given.gpus} x {given.gpu.name}")
     if write and found.fitting:

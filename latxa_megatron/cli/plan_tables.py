@@ -13,12 +13,19 @@ from latxa_megatron.plan.mend import Mend
 from latxa_megatron.plan.run_file import yaml_word
 from latxa_megatron.plan.search import Found, Option
 
+_STAGES = 9
+"""Stages side by side in 80 columns."""
 
-def memory_table(found: Estimate) -> Table:
-    table = Table("GiB on a GPU", *(Column(f"stage {stage.stage}", justify="right") for stage in found.memory), box=None)
-    for term in (*TERMS, "peak", *BESIDE, "needed"):
-        table.add_row(term.replace("_", " "), *(f"{getattr(stage, term):.1f}" for stage in found.memory))
-    return table
+
+def memory_tables(found: Estimate) -> Iterator[Table]:
+    """A table for each few stages."""
+    for first in range(0, len(found.memory), _STAGES):
+        stages = found.memory[first : first + _STAGES]
+        numbers = (Column(str(stage.stage), justify="right", no_wrap=True) for stage in stages)
+        table = Table(Column("GiB, stage", no_wrap=True), *numbers, box=None)
+        for term in (*TERMS, "peak", *BESIDE, "needed"):
+            table.add_row(term.replace("_", " "), *(f"{getattr(stage, term):.1f}" for stage in stages))
+        yield table
 
 
 def seconds_table(found: Estimate) -> Table:
@@ -49,6 +56,9 @@ def lines(found: Estimate, takes: Cost, rates: Rates, async_save: bool) -> Itera
         yield f"{saved}; {takes.saves:,} of them, {how}, at most {takes.disk_gb:,.0f} GB at once"
 
 
+_NOTHING = "nothing fits, not even on 16 times the GPUs"
+
+
 def verdict(found: Estimate, mends: list[Mend]) -> Iterator[str]:
     """Whether it fits, and what would mend it."""
     worst = found.worst
@@ -58,7 +68,7 @@ def verdict(found: Estimate, mends: list[Mend]) -> Iterator[str]:
             f"most of it is {worst.largest()}"
         )
         return
-    says = " or ".join(mend.says for mend in mends) or "nothing fits, not even on 16 times the GPUs"
+    says = " or ".join(mend.says for mend in mends) or _NOTHING
     yield f"[bold]does not fit[/]: {worst.needed:.1f} of {found.gpu.memory:.1f} GiB on stage {worst.stage}; {says}"
     for mend in mends:
         takes = f"{mend.estimate.worst.needed:.1f} GiB, {mend.estimate.seconds.step:.2f} s a step"
@@ -92,6 +102,11 @@ def searched(found: Found, given: Given) -> str:
     """How many layouts there are."""
     legal, gpus = len(found.fitting) + len(found.rest), f"{given.gpus} x {given.gpu.name}"
     return f"{len(found.fitting):,} of {legal:,} legal layouts fit on {gpus}, each with as little recomputed as fits"
+
+
+def none_fits(mends: list[Mend]) -> str:
+    """Of a search without a layout that fits: with what the run would."""
+    return f"what would fit: {' or '.join(mend.says for mend in mends)}" if mends else _NOTHING
 
 
 def written(file: Path, values: dict[str, Any]) -> str:

@@ -20,6 +20,10 @@ _CPU_MEMORY = {
 """Huge pages for CPU tensors, and their memory kept for the next ones. By default glibc hands each large tensor back to the
 kernel, which clears its pages anew for the next; and clearing is slow in a virtual machine."""
 
+GPU_MEMORY = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""Memory that torch keeps for the next tensors can grow in place, so little of it is left in pieces that fit none. All that was
+measured of GPUs' memory (docs/gpu-results.md), and so what `latxa plan` says of it, is with this."""
+
 _STOPPING: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "shutdown_timeout": 1800}
 """Signals that the agent hands on to the workers, and the seconds that they then have to end their step and save."""
 
@@ -54,6 +58,12 @@ class Among:
         return {"rdzv_backend": "static", "rdzv_endpoint": self.first, "rdzv_configs": {"rank": self.rank, "timeout": MEETING}}
 
 
+def environment(nproc: int, *, gpus: bool) -> dict[str, str]:
+    """What nproc processes of this machine find in their environment unless it says something else."""
+    threads = max(1, len(os.sched_getaffinity(0)) // nproc)
+    return {"OMP_NUM_THREADS": str(threads), **_CPU_MEMORY, **(GPU_MEMORY if gpus else {})}
+
+
 def launch_local(
     run_file: Path, nproc: int, overrides: list[str] | None = None, among: Among = Among(), *, force: bool = False
 ) -> None:
@@ -73,8 +83,7 @@ def launch_local(
     check_run(load_run(run_file, overrides), nproc * among.nodes)
     if torch.cuda.is_available() and nproc > torch.cuda.device_count():
         raise LatxaError(f"--nproc {nproc}: this machine has {torch.cuda.device_count()} GPUs, one for each process")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
-    for name, value in _CPU_MEMORY.items():
+    for name, value in environment(nproc, gpus=torch.cuda.is_available()).items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     known = {field.name for field in dataclasses.fields(LaunchConfig)}  # torch 2.6 has neither of the two

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.plan.gpus import find_gpu
 from latxa_megatron.sections import Section
 
 _HERE = Path(__file__).parent / "sites"
@@ -22,6 +23,7 @@ class Site(Section):
     description: str = Field(description="the cluster in some words; stands at the top of each script")
     tasks_per_node: PositiveInt = Field(description="processes on a node: one for each GPU")
     cpus_per_task: PositiveInt = Field(description="cores of a process")
+    gpu: Word | None = Field(None, description="kind of its GPUs, as h100-80g: `latxa plan`'s name; runs must fit them")
     partition: Word | None = Field(None, description="where --partition is not given; Slurm's default where neither is")
     time: Word | None = Field(None, description="where --time is not given")
     sbatch: list[str] = Field(default_factory=list, description="further options of sbatch, such as --gres=gpu:4")
@@ -31,6 +33,16 @@ class Site(Section):
     apptainer: Word = Field("apptainer", description="the command that runs a .sif image: apptainer or singularity")
     mounts: list[Path] = Field(default_factory=list, description="directories that a container sees, beside the run's own")
     stop_before: PositiveInt = Field(300, description="seconds before the time limit in which a run ends its step and saves")
+
+    @field_validator("gpu")
+    @classmethod
+    def _known(cls, gpu: str | None) -> str | None:
+        if gpu is not None:
+            try:
+                find_gpu(gpu)
+            except LatxaError as error:
+                raise ValueError(str(error).replace("--gpu", "gpu:", 1)) from None
+        return gpu
 
     @field_validator("sbatch")
     @classmethod

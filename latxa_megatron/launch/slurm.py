@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from latxa_megatron.config import RunConfig, load_run
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import write_atomically
 from latxa_megatron.launch.container import in_container
+from latxa_megatron.launch.local import GPU_MEMORY
 from latxa_megatron.launch.site import Site
+
+Warn = Callable[[str], None]
 
 STARTS = 3
 """Starts in a row without a new checkpoint, after which a job is not requeued."""
 
-_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,32 @@ class Job:
             value = getattr(self, option)
             if value is not None and not re.fullmatch(r"[^\s#'\"]+", value):
                 raise LatxaError(f"--{option} '{value}': is one word")
-        if self.time is not None and not _TIME.fullmatch(self.time):
-            raise LatxaError(f"--time {self.time}: is minutes, HH:MM:SS or D-HH:MM:SS")
+        if self.time is not None:
+            seconds(self.time)
+
+
+def seconds(time: str) -> int:
+    """Of a time limit as sbatch reads it; 0 without one. Raises LatxaError for what is none."""
+    if time.upper() in ("INFINITE", "UNLIMITED"):
+        return 0
+    found = _TIME.fullmatch(time)
+    if found is None:
+        raise LatxaError(f"--time {time}: is minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
+    days, *parts = (None if part is None else int(part) for part in found.groups())
+    first, second, third = (part or 0 for part in parts)
+    if days is not None or parts[2] is not None:  # hours come first
+        return 86400 * (days or 0) + 3600 * first + 60 * second + third
+    return 60 * first + second
 
 
 def launch_slurm(
-    run_file: Path, job: Job, site: Site, overrides: list[str] | None = None, *, force: bool = False
+    run_file: Path, job: Job, site: Site, overrides: list[str] | None = None, *, force: bool = False, warn: Warn = print
 ) -> tuple[str, Path]:
     """Check the run, write its script to OUT/slurm/job.sbatch and submit it; the number of the job and OUT/slurm, for its log.
 
     Raises LatxaError for a run that cannot work on so many nodes, and with what sbatch says where it refuses.
     """
-    text = script(run_file, job, site, overrides, force=force)
+    text = script(run_file, job, site, overrides, force=force, warn=warn)
     if shutil.which("sbatch") is None:
         raise LatxaError("there is no sbatch on this machine; go to a login node, or see the script with --dry-run")
     if job.container and job.container.suffix == ".sqsh" and "--container-image" not in _said_by("srun", "--help"):
@@ -72,15 +90,27 @@ def launch_slurm(
     return done.stdout.strip().partition(";")[0], path.parent
 
 
-def script(run_file: Path, job: Job, site: Site, overrides: list[str] | None = None, *, force: bool = False) -> str:
+def script(
+    run_file: Path, job: Job, site: Site, overrides: list[str] | None = None, *, force: bool = False, warn: Warn = print
+) -> str:
     """The sbatch script of a run; with force it starts also where the GPUs have no room for it by its plan.
 
-    Raises LatxaError for a run that cannot work on so many nodes.
+    Raises LatxaError for a run that cannot work on so many nodes, or has no room on the site's GPUs, and for a job that would be
+    asked to stop before it starts. warn: is told of a run that may have too little room.
     """
+    from latxa_megatron.plan.room import check_room_on
     from latxa_megatron.train.check import check_run
 
-    run = load_run(run_file, overrides)
-    check_run(run, job.nodes * site.tasks_per_node)
+    run, ranks = load_run(run_file, overrides), job.nodes * site.tasks_per_node
+    check_run(run, ranks)
+    if site.gpu and not force:
+        check_room_on(site.gpu, run, ranks, warn)
+    limit = job.time or site.time
+    if limit and 0 < seconds(limit) <= site.stop_before:
+        raise LatxaError(
+            f"--time {limit}: is {seconds(limit)} s, and a job is asked to stop {site.stop_before} s before its end; take more, "
+            "or a smaller stop_before of the site"
+        )
     train = ["train", *(["--force"] if force else []), str(run_file.absolute()), *(overrides or [])]
     text = _rendered(run, run_file, job, site, ["-m", "latxa_megatron", *train])
     found = subprocess.run(["bash", "-n"], input=text, check=False, capture_output=True, text=True)
@@ -100,7 +130,7 @@ def _rendered(run: RunConfig, run_file: Path, job: Job, site: Site, train: list[
         options, command = in_container(job.container, run, run_file, site, ["python3", *train])
     else:
         options, command = [], [sys.executable, *train]
-    variables = {"OMP_NUM_THREADS": str(site.cpus_per_task), **site.environment}
+    variables = {"OMP_NUM_THREADS": str(site.cpus_per_task), **GPU_MEMORY, **site.environment}
     return template.render(
         name=run.name,
         nodes=job.nodes,

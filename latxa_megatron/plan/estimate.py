@@ -7,9 +7,8 @@ import numpy as np
 
 from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import PackedDataset
-from latxa_megatron.errors import LatxaError
 from latxa_megatron.model.llama import LlamaShape
-from latxa_megatron.plan.gpus import Gpu
+from latxa_megatron.plan.gpus import Gpu, check_fp8
 from latxa_megatron.plan.memory import SLACK, StageMemory, stage_memory
 from latxa_megatron.plan.seconds import Seconds, step_seconds
 from latxa_megatron.plan.stages import Stage, stages
@@ -40,7 +39,8 @@ class Given:
         """
         found, samples = _documents(run)
         shape = LlamaShape.from_hf(run.model.hf)
-        return cls(shape, found if document is None else document, samples, gpu, gpus, node or gpu.node)
+        mean = found if document is None else min(document, run.data.seq_length)  # a longer one is cut into samples
+        return cls(shape, mean, samples, gpu, gpus, node or gpu.node)
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def estimate(run: RunConfig, gpu: Gpu, gpus: int, document: float | None = None,
 def estimate_given(run: RunConfig, given: Given) -> Estimate:
     shape, gpu, gpus = given.shape, given.gpu, given.gpus
     pipeline, memory = run_memory(run, shape, gpus)
-    if run.precision.fp8 != "none" and gpu.fp8 is None:
-        raise LatxaError(f"precision.fp8: {gpu.name} has no FP8; set it to none")
+    check_fp8(run.precision.fp8, gpu)
     dp = data_parallel(run, gpus)
     seconds = step_seconds(
         pipeline, shape, layout(run), precision(run), run.train, run.data.seq_length, given.document, dp, gpu, given.node

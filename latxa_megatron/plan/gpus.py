@@ -41,6 +41,12 @@ def find_gpu(name: str) -> Gpu:
     return Gpu(name=name, **known[name])
 
 
+def check_fp8(fp8: str, gpu: Gpu) -> None:
+    """Raises LatxaError for a run in FP8 on GPUs without it. fp8: precision.fp8 of the run."""
+    if fp8 != "none" and gpu.fp8 is None:
+        raise LatxaError(f"precision.fp8: {gpu.name} has no FP8; set it to none")
+
+
 def planned_for(scale: ScaleSection, name: str | None, count: int | None) -> tuple[Gpu, int]:
     """The GPUs of a plan: those named, else what the run file states. Raises LatxaError where neither says it."""
     name, count = name or scale.gpu, count or scale.gpus

@@ -78,10 +78,10 @@ def stage_memory(
     positions = train.micro_batch * seq_length // layout.cp
     state = (8 if size == 4 else 12) * stage.parameters / shards
     step = (4 if gradients == 2 else 0) * stage.parameters / shards
-    again = stage.recomputed(train.recompute)
-    per_layer = layer_bytes(shape, precision) * positions / layout.tp
-    checkpoints = again * 2 * shape.hidden * positions / layout.tp
-    activations = stage.in_flight * ((stage.layers - again) * per_layer + checkpoints) + (per_layer if again else 0)
+    again = stage.recomputed_of_chunks(train.recompute)
+    per_layer, checkpoint = (each * positions / layout.tp for each in (layer_bytes(shape, precision), 2 * shape.hidden))
+    chunks = [(layers - n) * per_layer + n * checkpoint for layers, n in zip(stage.chunks, again, strict=True)]
+    activations = stage.kept(chunks) + (per_layer if any(again) else 0)
     copies = 1 if precision.fp8_head else 2
     logits = copies * size * positions * shape.vocab / layout.tp if stage.head else 0.0
     empty = 2 * (stage.layer_parameters + stage.head)

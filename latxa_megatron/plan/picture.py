@@ -56,9 +56,11 @@ def write_picture(path: Path, found: Found, title: str, best: int = 10) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raises LatxaError for a picture of another format."""
+    """Raises LatxaError for a picture of another format, or in a directory that is not there."""
     if path.suffix != ".svg":
         raise LatxaError(f"--picture {path}: pictures are SVG; give it a name that ends in .svg")
+    if not path.parent.is_dir():
+        raise LatxaError(f"--picture {path}: there is no directory {path.parent}; make it first")
 
 
 def _dot(option: Option, memory: float, fastest: float, best: bool) -> Dot:

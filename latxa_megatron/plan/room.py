@@ -1,4 +1,4 @@
-"""Whether a run that is about to start has room on its GPUs: what cannot fit is refused before any model is built."""
+"""Whether a run that is about to start, or to be submitted, has room on its GPUs: what cannot fit is refused before."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from latxa_megatron.errors import LatxaError
 from latxa_megatron.model import device
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.plan.estimate import Given, run_memory
-from latxa_megatron.plan.gpus import find_gpu
+from latxa_megatron.plan.gpus import check_fp8, find_gpu
 from latxa_megatron.plan.memory import StageMemory
 from latxa_megatron.plan.mend import mends
 
@@ -25,6 +25,18 @@ def check_room(run: RunConfig, ranks: int, warn: Callable[[str], None] = lambda 
     gib = gpu_gib()
     if gib is not None and (says := judge(run, LlamaShape.from_hf(run.model.hf), ranks, gib)):
         warn(says)
+
+
+def check_room_on(name: str, run: RunConfig, ranks: int, warn: Callable[[str], None]) -> None:
+    """The same before a run is submitted, for a kind of GPU that gpus.yaml has; LatxaError also for FP8 where there is none."""
+    gpu = find_gpu(name)
+    check_fp8(run.precision.fp8, gpu)
+    try:
+        says = judge(run, LlamaShape.from_hf(run.model.hf), ranks, gpu.memory)
+    except LatxaError as error:
+        raise LatxaError(f"{name}: {error}") from None
+    if says:
+        warn(f"{name}: {says}")
 
 
 def gpu_gib() -> float | None:

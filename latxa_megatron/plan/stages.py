@@ -1,5 +1,6 @@
 """What each pipeline rank holds of a model: the sizes from which memory and time follow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latxa_megatron.model.layout import Layout, Precision
@@ -8,25 +9,48 @@ from latxa_megatron.model.llama import LlamaShape
 
 @dataclass(frozen=True)
 class Stage:
-    """One pipeline rank: the layers of its chunks, the parameters on one GPU of it, and the microbatches it keeps at once.
+    """One of `ranks` pipeline ranks: the layers of its chunks, and the parameters on one GPU of it.
 
-    embedding and head count the parameters there (0 on other stages); in_flight is in microbatches of the rank's own layers.
+    embedding and head count the parameters there (0 on other stages).
     """
 
     index: int
+    ranks: int
+    microbatches: int
     chunks: tuple[int, ...]
     layer_parameters: int
     embedding: int
     head: int
-    in_flight: float
 
     @property
     def layers(self) -> int:
         return sum(self.chunks)
 
     def recomputed(self, recompute: int | str) -> int:
-        """Layers whose activations are computed again: of each chunk the first N, as megatron-core does."""
-        return sum(min(chunk, recompute) for chunk in self.chunks) if isinstance(recompute, int) else 0
+        """Layers whose activations are computed again."""
+        return sum(self.recomputed_of_chunks(recompute))
+
+    def recomputed_of_chunks(self, recompute: int | str) -> list[int]:
+        """Of each chunk the first N, as megatron-core does."""
+        return [min(chunk, recompute) if isinstance(recompute, int) else 0 for chunk in self.chunks]
+
+    def kept(self, each: Sequence[float]) -> float:
+        """The most that is kept for backward at once, where of a microbatch each[i] is kept in chunk i.
+
+        1F1B, or interleaved, in which pp microbatches go through a chunk and then through the next (Narayanan et al., 2021).
+        """
+        vp, pp = len(self.chunks), self.ranks
+        total, behind = self.microbatches * vp, pp - self.index - 1
+        first = min(total, 2 * behind + (vp - 1) * pp if vp > 1 else behind)  # forward passes before the first backward one
+        if len(set(each)) == 1:
+            return min(total, first + 1) * each[0]
+        now = most = 0.0
+        for number in range(min(total, first + 2 * pp * vp)):  # it repeats itself after pp x vp
+            now += each[number % (pp * vp) // pp]
+            most = max(most, now)
+            if number >= first:
+                now -= each[vp - 1 - (number - first) % (pp * vp) // pp]
+        return most
 
     @property
     def parameters(self) -> int:
@@ -50,22 +74,15 @@ def stages(shape: LlamaShape, layout: Layout, microbatches: int) -> list[Stage]:
         found.append(
             Stage(
                 index,
+                layout.pp,
+                microbatches,
                 chunks[index :: layout.pp],
                 layer_parameters(shape) // layout.tp,
                 rows if first and not shared else 0,
                 rows if last else 0,
-                _in_flight(layout, index, microbatches),
             )
         )
     return found
-
-
-def _in_flight(layout: Layout, index: int, microbatches: int) -> float:
-    """Microbatches whose activations a rank keeps (1F1B, or interleaved by chunks; Narayanan et al., 2021)."""
-    if layout.vp == 1:
-        return min(microbatches, layout.pp - index)
-    chunks = 2 * (layout.pp - index - 1) + (layout.vp - 1) * layout.pp + 1
-    return min(microbatches, chunks / layout.vp)
 
 
 def layer_bytes(shape: LlamaShape, precision: Precision) -> int:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.launch.local import GPU_MEMORY, environment
 from latxa_megatron.launch.site import Site, load_site, names
-from latxa_megatron.launch.slurm import Job, launch_slurm, script
+from latxa_megatron.launch.slurm import Job, launch_slurm, script, seconds
+from latxa_megatron.plan.gpus import find_gpu
+from tests.plan.conftest import write_model
 
 SITE = Site(description="a cluster", tasks_per_node=2, cpus_per_task=3)
 
@@ -35,6 +38,7 @@ def test_sites_that_ship(name, options):
     assert asked["gres"] == f"gpu:{site.tasks_per_node}"
     assert (asked["account"], asked["time"]) == ("mine", "1-00:00:00")
     assert asked.get("partition") == {"generic": None, "leonardo": "boost_usr_prod", "marenostrum5": "acc"}[name]
+    assert find_gpu(site.gpu).node == site.tasks_per_node
     assert asked["signal"] == "USR1@300"
     assert "requeue" in asked
     assert srun[:3] == ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={site.cpus_per_task}"]
@@ -69,6 +73,10 @@ def test_what_a_site_adds(options, tiny_run):
     asked, _ = options(Job(1, partition="q"), site)
     for line in ("module load cuda/12.8", "ulimit -c 0", "export NCCL_IB_HCA='mlx5_0, mlx5_1'", "export OMP_NUM_THREADS=3"):
         assert f"\n{line}\n" in text
+    assert "\nexport PYTORCH_ALLOC_CONF=expandable_segments:True\n" in text
+    own = site.model_copy(update={"environment": {"PYTORCH_ALLOC_CONF": "backend:native"}})
+    assert text.count("PYTORCH_ALLOC_CONF") == 1
+    assert "\nexport PYTORCH_ALLOC_CONF=backend:native\n" in script(Path(tiny_run.file), Job(1), own)
     assert (asked["partition"], asked["time"], asked["signal"]) == ("q", "60", "USR1@90")
     assert asked["constraint"] == "gpu&fast"
 
@@ -108,6 +116,44 @@ def test_what_cannot_be_submitted(job, message, tiny_run):
         script(Path(tiny_run.file), Job(**job), SITE)
 
 
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [("7", 420), ("7:30", 450), ("2:00:01", 7201), ("1-2", 93600), ("1-2:3", 93780), ("1-02:03:04", 93784), ("UNLIMITED", 0)],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(time, expected):
+    """The forms that its manual has."""
+    assert seconds(time) == expected
+    assert Job(1, time=time).time == time
+
+
+def test_a_job_is_not_asked_to_stop_before_it_starts(tiny_run):
+    site = SITE.model_copy(update={"stop_before": 120})
+    assert "#SBATCH --time=2:01\n" in script(Path(tiny_run.file), Job(1, time="2:01"), site)
+    with pytest.raises(LatxaError, match=r"--time 2: is 120 s, and a job is asked to stop 120 s before its end"):
+        script(Path(tiny_run.file), Job(1, time="2"), site)
+
+
+def test_a_run_without_room_on_the_sites_gpus_is_not_submitted(tiny_run, tmp_path):
+    """An 8B, 64 positions a sample: 16 GB of weights, 32 of gradients, 96 of the optimizer's state over all ranks."""
+    words = [f"model.hf={write_model(tmp_path / 'hf')}", "model.checkpoint=null", "precision.dtype=bf16", "train.global_batch=6"]
+    said = []
+
+    def made(gpu, *more, tasks=2, force=False):
+        site = SITE.model_copy(update={"gpu": gpu, "tasks_per_node": tasks})
+        return script(Path(tiny_run.file), Job(1), site, [*words, *more], force=force, warn=said.append)
+
+    with pytest.raises(LatxaError, match=r"a100-64g: this run does not fit: it needs .* of 63.4 GiB on stage 0; .* on 4 GPUs"):
+        made("a100-64g")
+    with pytest.raises(LatxaError, match=r"precision.fp8: a100-64g has no FP8"):
+        made("a100-64g", "precision.fp8=tensorwise", "parallel.tp=2")
+    made("a100-64g", force=True)
+    made("h200")
+    assert said == []
+    made("a100-80g", tasks=3)  # 76 of 79.2 GiB, and 4 have to stay free
+    assert len(said) == 1
+    assert said[0].startswith("a100-80g: this run may not fit")
+
+
 def test_a_machine_without_slurm(tiny_run, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "bash").symlink_to("/bin/bash")
@@ -133,6 +179,10 @@ def test_a_machine_without_slurm(tiny_run, monkeypatch, tmp_path):
             "description: a\ntasks_per_node: 4\ncpus_per_task: 8\nenvironment: {WANDB_API_KEY: x}\n",
             "environment: WANDB_API_KEY is a secret by its name",
         ),
+        (
+            "description: a\ntasks_per_node: 4\ncpus_per_task: 8\ngpu: h300\n",
+            "site.yaml: gpu: h300: is not known; choose one of a100-40g",
+        ),
         ("description: a\n  b: [\n", "site.yaml:2: cannot be read as YAML"),
         ("[]", "a site file is a YAML mapping"),
     ],
@@ -146,6 +196,12 @@ def test_site_files_that_cannot_be(text, message, tmp_path):
 def test_a_setup_that_bash_cannot_read(tiny_run):
     with pytest.raises(LatxaError, match="a script that bash cannot read"):
         script(Path(tiny_run.file), Job(1), SITE.model_copy(update={"setup": ["if true"]}))
+
+
+def test_what_processes_on_this_machine_find_in_their_environment():
+    cores = len(os.sched_getaffinity(0))
+    assert environment(cores, gpus=False)["OMP_NUM_THREADS"] == environment(2 * cores, gpus=True)["OMP_NUM_THREADS"] == "1"
+    assert environment(1, gpus=True).items() - environment(1, gpus=False).items() == {*GPU_MEMORY.items()}
 
 
 def test_the_script_is_clean_bash(tiny_run, tmp_path):

@@ -18,7 +18,7 @@ from latxa_megatron.train.metrics import read_metrics
 from tests.launch.test_rendezvous import RUN, STEPS
 from tests.train.test_resume import assert_same_state
 
-SITE = {"description": "two nodes of the tests", "tasks_per_node": 1, "cpus_per_task": 2, "stop_before": 60}
+SITE = {"description": "two nodes of the tests", "tasks_per_node": 1, "cpus_per_task": 2, "stop_before": 50}
 
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 

@@ -15,7 +15,7 @@ from latxa_megatron.sections import CheckpointSection
 def test_cost_by_hand(run_file):
     """250 steps of 36 s on 8 H100s: 2.5 hours, 20 GPU-hours; 100 GB are saved after steps 100, 200 (for good) and 250."""
     found = estimate(load_run(run_file), find_gpu("h100-80g"), 8)
-    found = replace(found, steps=250, seconds=Seconds(30, 1, 1, 1, 1, 1, 0.5, 0.5), checkpoint_bytes=100 * 10**9)
+    found = replace(found, steps=250, seconds=Seconds(30, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25), checkpoint_bytes=100 * 10**9)
     section = CheckpointSection(every=100, keep=1, keep_every=200)
     takes = cost(found, section, Rates(price=3, pue=1.5, disk=2))
     assert (takes.days, takes.gpu_hours, takes.money) == (pytest.approx(2.5 / 24), pytest.approx(20), pytest.approx(60))
@@ -42,24 +42,3 @@ def test_an_estimate_by_hand(run_file):
     assert spread.communication == pytest.approx(3 * worst.communication)  # of tp and pp too
     said = found.as_json()
     assert said["largest"] == {"memory": worst.largest(), "seconds": found.seconds.largest()}
-
-
-def test_messages_over_nodes_go_by_the_network(run_file):
-    """TP8 on nodes of 4: the same bytes at 50 GB/s each way, not at 450."""
-    run, gpu = load_run(run_file, ["parallel.tp=8"]), find_gpu("h100-80g")
-    inside, across = (estimate(run, gpu, 8, node=node).seconds.tp_messages for node in (8, 4))
-    assert across / inside == pytest.approx(450 / 50)
-
-
-def test_context_parallelism_waits_where_attention_is_too_short(run_file):
-    """CP2, 32 layers, three times round: 2 x 1024 keys and values of 4096 positions in bf16, 16.8 MB, at 360 GB/s.
-
-    Attention over documents of 100 positions takes 6 x 32 x 4096 x 4096 x 100 / 495e12 = 0.65 ms.
-    """
-    run, gpu = load_run(run_file, ["parallel.cp=2", "train.global_batch=4"]), find_gpu("h100-80g")
-    ring = 32 * 3 * (2 * 1024 * 2 * 4096) / (450e9 * 0.8)
-    attention = 6 * 32 * 4096 * 4096 * 100 / 495e12
-    found = estimate(run, gpu, 8, document=100).seconds
-    assert found.attention == pytest.approx(attention)
-    assert found.cp_messages == pytest.approx(ring - attention)
-    assert estimate(run, gpu, 8, document=8192).seconds.cp_messages == 0

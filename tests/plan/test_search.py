@@ -115,6 +115,7 @@ def test_a_runs_own_stages_are_among_the_layouts(run_file):
 def test_nothing_fits_and_nothing_is_legal(run_file):
     said = plan_search(run_file, "--gpu", "a100-40g", "--gpus", 1)
     assert (said.exit_code, "0 of " in said.output) == (1, True)
+    assert "\nwhat would fit: TP4 on 8 GPUs\n" in said.output
     run = load_run(run_file, ["parallel.cp=1", "train.global_batch=3"])
     with pytest.raises(LatxaError, match=r"train.global_batch: 3 is not"):
         search(run, Given.of(run, find_gpu("h200"), 7), {"parallel.cp"})
@@ -122,3 +123,5 @@ def test_nothing_fits_and_nothing_is_legal(run_file):
         search(load_run(run_file, ["data.seq_length=16384"]), Given.of(run, find_gpu("h200"), 8))
     with pytest.raises(LatxaError, match=r"a.png: pictures are SVG"):
         write_picture(Path("a.png"), Found([], []), "none")
+    with pytest.raises(LatxaError, match=r"none/a.svg: there is no directory none; make it first"):
+        write_picture(Path("none/a.svg"), Found([], []), "none")
