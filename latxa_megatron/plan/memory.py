@@ -1,9 +1,9 @@
 """GPU memory of each pipeline stage at its peak, as torch counts what is allocated.
 
 A peak is in one of two moments: in the last forward pass before a backward one, or in the optimizer's step. Terms that one
-forgets, each seen in measured peaks: 4 bytes a parameter for gradients in fp32 where they are summed in bf16; 2 more for weights
-in FP8, both casts beside the bf16 copy, whether they are kept in it or cast once a step; the empty gradients that products with
-fused accumulation hand to autograd, which stay, one for each shape of matrix.
+forgets, each seen in measured peaks: in the optimizer's step 4 bytes of each parameter that a rank updates for its gradient in fp32,
+where gradients are summed in bf16, and 2 for its value in bf16, where weights are kept in FP8; the empty gradients that products
+with fused accumulation hand to autograd, which stay, one for each shape of matrix.
 """
 
 from dataclasses import dataclass, field
@@ -72,18 +72,17 @@ def stage_memory(
     shards = dp * layout.cp
     layers = stage.layers * stage.layer_parameters
     in_fp8 = layers * max(0.0, 1 - sum(precision.bf16_layers) / shape.layers) if precision.fp8 != "none" else 0.0
-    weights = size * stage.parameters + 2 * in_fp8
+    weights = size * stage.parameters + (0 if precision.fp8_params else 2) * in_fp8  # FP8: a byte for each direction
     if precision.fp8_head:
         weights += 2 * stage.head
     positions = train.micro_batch * seq_length // layout.cp
     state = (8 if size == 4 else 12) * stage.parameters / shards
-    step = (4 if gradients == 2 else 0) * stage.parameters / shards
+    step = ((4 if gradients == 2 else 0) * stage.parameters + (2 if precision.fp8_params else 0) * in_fp8) / shards
     again = stage.recomputed_of_chunks(train.recompute)
     per_layer, checkpoint = (each * positions / layout.tp for each in (layer_bytes(shape, precision), 2 * shape.hidden))
     chunks = [(layers - n) * per_layer + n * checkpoint for layers, n in zip(stage.chunks, again, strict=True)]
     activations = stage.kept(chunks) + (per_layer if any(again) else 0)
-    copies = 1 if precision.fp8_head else 2
-    logits = copies * size * positions * shape.vocab / layout.tp if stage.head else 0.0
+    logits = 2 * size * positions * shape.vocab / layout.tp if stage.head else 0.0  # and their gradients
     empty = 2 * (stage.layer_parameters + stage.head)
     groups = _GROUP * _GIB * sum(ranks > 1 for ranks in (layout.tp, layout.cp, layout.pp, dp))
     terms = (weights, gradients * stage.parameters, state, step, activations, logits, empty + _ELSE, groups)

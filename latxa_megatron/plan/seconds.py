@@ -2,7 +2,7 @@
 
 Products run at the rate that gpus.yaml has. Work bound by memory is counted in passes over what a layer keeps for backward:
 10.7 in bf16 and 18.9 with FP8's casts; 10 bytes for each logit; 75 bytes a parameter in the optimizer. These four were fitted
-to runs on one H200 (docs/plan.md). Messages count where nothing hides them: six of ten over tp; those over pp where nothing is
+to runs on one H200 (docs/plan.md). Messages count where nothing hides them: seven of ten over tp; those over pp where nothing is
 interleaved, else while the pipeline fills and drains; gradients over dp beyond the last microbatch's backward, and weights
 beyond the first one's forward; those over cp beyond attention, which is slower in the pieces that cp cuts it into. Launches:
 what the CPU takes to start a microbatch's work beyond the time of that work, as of small models and short samples.
@@ -20,9 +20,9 @@ from latxa_megatron.sections import TrainSection
 
 _PASSES = {False: 10.7, True: 18.9}
 _PER_LOGIT, _PER_PARAMETER = 10, 75
-_MESSAGES = 6
-"""Gathers and scatters of a layer over tp that products wait for: four forward, two backward. Transformer Engine runs the other
-four of backward beside products."""
+_MESSAGES = 7
+"""Gathers and scatters of a layer over tp that its time goes by: four forward and two backward, for which products wait, and one for
+the other four of backward, beside which products are slower."""
 _RING = 3
 """Times that a layer's keys and values go round over cp: forward, backward, and backward their gradients."""
 _PIECES = 270

@@ -22,12 +22,12 @@ def one(found, microbatches):
 
 @pytest.mark.parametrize(("node", "speed"), [(8, LINK), (4, 4 * NETWORK), (1, NETWORK)])
 def test_tp(run_file, node, speed):
-    """TP8: each of 32 layers six times, 8192 x 4096 numbers in bf16, of which 7/8 come from elsewhere.
+    """TP8: each of 32 layers seven times, 8192 x 4096 numbers in bf16, of which 7/8 come from elsewhere.
 
     On nodes of 4 each of a node's four GPUs has a card of its own: NCCL has as many rings.
     """
     found = seconds(run_file, 8, "parallel.tp=8", "train.global_batch=1", node=node)
-    assert found.tp_messages == pytest.approx(32 * 6 * 2 * 8192 * 4096 * 7 / 8 / speed)
+    assert found.tp_messages == pytest.approx(32 * 7 * 2 * 8192 * 4096 * 7 / 8 / speed)
 
 
 @pytest.mark.parametrize(
