@@ -75,10 +75,10 @@ FULLEST = {"latxa_70b": 68, "latxa_70b_32gpu": 69, "latxa_70b_bf16": 60, "latxa_
 def test_the_fullest_stage_fits_its_gpu(name):
     """In GB of 10^9 bytes, as the recipes say it; 4 are left for logits, NCCL and CUDA.
 
-    A parameter: 2 bytes, as FP8 in both directions too, 4 of gradient, 12 / dp of the optimizer's; two more in a head under FP8. What a layer keeps
-    of a position, in bytes times its hidden size: both norms' inputs 2 + 2 and outputs 2 + 2, queries 2, keys and values
-    4 kv_heads / heads, attention's output 2, and times the feed-forward's size 4 and, past SwiGLU, 2. Under FP8 a product's
-    input is kept in one byte, and attention's output in bf16 too. 1F1B has pp - r microbatches in flight at stage r.
+    A parameter: 2 bytes, as FP8 in both directions too, 4 of gradient, 12 / dp of the optimizer's; two more in a head in FP8.
+    What a layer keeps of a position, in bytes times its hidden size: both norms' inputs 2 + 2 and outputs 2 + 2, queries 2, keys
+    and values 4 kv_heads / heads, attention's output 2, and times the feed-forward's size 4 and, past SwiGLU, 2. Under FP8 a
+    product's input is kept in one byte, and attention's output in bf16 too. 1F1B has pp - r microbatches in flight at stage r.
     """
     run, s = load_run(recipes.path(name)), shape(name)
     p, fp8 = run.parallel, run.precision.fp8 != "none"

@@ -1,9 +1,9 @@
 """GPU memory of each pipeline stage at its peak, as torch counts what is allocated.
 
 A peak is in one of two moments: in the last forward pass before a backward one, or in the optimizer's step. Terms that one
-forgets, each seen in measured peaks: in the optimizer's step 4 bytes of each parameter that a rank updates for its gradient in fp32,
-where gradients are summed in bf16, and 2 for its value in bf16, where weights are kept in FP8; the empty gradients that products
-with fused accumulation hand to autograd, which stay, one for each shape of matrix.
+forgets, each seen in measured peaks: in the optimizer's step, for each parameter that a rank updates, 4 bytes for its gradient in
+fp32, where gradients are summed in bf16, and 2 for its value in bf16, where weights are kept in FP8; the empty gradients that
+products with fused accumulation hand to autograd, which stay, one for each shape of matrix.
 """
 
 from dataclasses import dataclass, field

@@ -21,8 +21,8 @@ from latxa_megatron.sections import TrainSection
 _PASSES = {False: 10.7, True: 18.9}
 _PER_LOGIT, _PER_PARAMETER = 10, 75
 _MESSAGES = 7
-"""Gathers and scatters of a layer over tp that its time goes by: four forward and two backward, for which products wait, and one for
-the other four of backward, beside which products are slower."""
+"""Gathers and scatters of a layer over tp that its time goes by: four forward and two backward, for which products wait, and one
+for the other four of backward, beside which products are slower."""
 _RING = 3
 """Times that a layer's keys and values go round over cp: forward, backward, and backward their gradients."""
 _PIECES = 270
