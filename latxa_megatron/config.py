@@ -64,6 +64,8 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if self.parallel.vp > 1 and self.parallel.pp == 1:
             raise ValueError("parallel.vp: virtual stages need parallel.pp of at least 2")
+        if self.parallel.tp_overlap and self.parallel.tp == 1:
+            raise ValueError("parallel.tp_overlap: there are no messages without parallel.tp of at least 2")
         self.precision.check()
         if self.train.global_batch % self.train.micro_batch:
             raise ValueError("train.global_batch: is not a multiple of train.micro_batch")

@@ -79,6 +79,7 @@ class ParallelSection(Section):
     cp: PositiveInt = Field(1, description="context parallel: each document's positions are spread over so many ranks")
     vp: PositiveInt = Field(1, description="virtual pipeline stages (model chunks) on each pipeline rank")
     stages: list[int] | None = Field(None, description="layers of each of the pp x vp stages; equal where it is not given")
+    tp_overlap: bool = Field(False, description="tensor-parallel messages beside the products (Transformer Engine's userbuffers)")
 
     def describe(self) -> str:
         """As in "TP4 PP8 VP5"; "one process" where nothing is split."""

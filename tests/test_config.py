@@ -116,6 +116,7 @@ def test_what_does_not_fit_together_is_refused(run_file):
     file = run_file()
     assert "train.global_batch: is not a multiple of train.micro_batch" in message(file, ["train.micro_batch=3"])
     assert "parallel.vp: " in message(file, ["parallel.vp=2"])
+    assert "parallel.tp_overlap: " in message(file, ["parallel.tp_overlap=true"])
     assert load_run(file, ["parallel.vp=2", "parallel.pp=2"]).parallel.vp == 2
 
 

@@ -38,6 +38,7 @@ RUNS: list[tuple[int, str, str, list[str]]] = [
     (2, "Llama-3.1-8B", "dp2, fp8, head in fp8", [*HEAD, "train.global_batch=32"]),
     (2, "70B-shaped, 8 layers", "tp2, fp8, head in fp8", [*HEAD, "parallel.tp=2"]),
     (2, "70B-shaped, 8 layers", "pp2 vp2, fp8, head in fp8", [*HEAD, *BALANCED, "parallel.stages=[2,3,2,1]"]),
+    (2, "70B-shaped, 8 layers", "tp2 with userbuffers, fp8, head in fp8", [*HEAD, "parallel.tp=2", "parallel.tp_overlap=true"]),
 ]
 PEERS: dict[str, tuple[str, list[str]]] = {
     "megatron-core + Transformer Engine bare, fp8": ("bare_layers.py", ["--fp8", "tensorwise"]),

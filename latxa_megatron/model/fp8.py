@@ -3,6 +3,7 @@
 docs/performance.md has what each brings. Importing this needs Transformer Engine.
 """
 
+from copy import copy
 from typing import Any
 
 from megatron.core.extensions.transformer_engine import TEColumnParallelLinear
@@ -38,7 +39,8 @@ class Fp8Head(TEColumnParallelLinear):
 
 def replace_head(model: GPTModel, vocab: int) -> None:
     """Give the last pipeline stage's model an Fp8Head for its bf16 head."""
-    config = model.config
+    config = copy(model.config)
+    config.tp_comm_overlap = False  # userbuffers are for the products of layers
     model.output_layer = Fp8Head(
         config.hidden_size,
         vocab,

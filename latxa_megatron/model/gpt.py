@@ -24,6 +24,8 @@ def transformer_config(
 ) -> TransformerConfig:
     """megatron-core's configuration: no dropout, loss summed over tokens."""
     gpu, te = device.on_gpu(), device.has_transformer_engine()
+    if layout.tp_overlap and not te:
+        raise LatxaError("parallel.tp_overlap: needs GPUs and Transformer Engine; set it to false")
     interleaved = layout.vp > 1
     saved: dict[str, Any] = {}
     if recompute == "selective":
@@ -53,6 +55,7 @@ def transformer_config(
         virtual_pipeline_model_parallel_size=layout.vp if interleaved else None,
         pipeline_model_parallel_layout=layout.layer_layout(),
         sequence_parallel=layout.tp > 1,
+        tp_comm_overlap=layout.tp_overlap,
         params_dtype=precision.dtype,
         pipeline_dtype=precision.dtype,
         bf16=precision.dtype == torch.bfloat16,

@@ -12,7 +12,8 @@ from latxa_megatron.model.llama import LlamaShape
 class Layout:
     """How a model is spread: tensor, pipeline, virtual pipeline and context sizes. Sequence parallelism goes with tp > 1.
 
-    stages has the layers of each of the pp x vp stages in the model's order; without it they are equal.
+    stages has the layers of each of the pp x vp stages in the model's order; without it they are equal. tp_overlap:
+    tensor-parallel messages go beside the products (model/userbuffers.py).
     """
 
     tp: int = 1
@@ -20,6 +21,7 @@ class Layout:
     vp: int = 1
     stages: tuple[int, ...] | None = None
     cp: int = 1
+    tp_overlap: bool = False
 
     def layer_layout(self) -> list[list[str]] | None:
         """stages in megatron-core's words: the embedding in the first, the loss in the last."""

@@ -19,7 +19,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def layout(run: RunConfig) -> Layout:
     p = run.parallel
-    return Layout(p.tp, p.pp, p.vp, tuple(p.stages) if p.stages else None, p.cp)
+    return Layout(p.tp, p.pp, p.vp, tuple(p.stages) if p.stages else None, p.cp, p.tp_overlap)
 
 
 def precision(run: RunConfig) -> Precision:

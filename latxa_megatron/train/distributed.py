@@ -26,6 +26,12 @@ def compute_same_bits(wanted: bool) -> None:
         os.environ.update(_SAME_BITS)
 
 
+def let_messages_overlap(wanted: bool) -> None:
+    """Have kernels start in the order in which they are asked for, as userbuffers need it. Must come before connect()."""
+    if wanted:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
 def time_limit(run: RunConfig) -> timedelta:
     """How long a rank waits for another before the library ends it: longer than the run's own watch, which can say more."""
     return timedelta(minutes=(run.guard.hang_minutes or 24 * 60) + 30)

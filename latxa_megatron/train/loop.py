@@ -16,7 +16,7 @@ from latxa_megatron.model import device
 from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.starts import Start
 from latxa_megatron.train.check import check_run
-from latxa_megatron.train.distributed import compute_same_bits, connected, time_limit
+from latxa_megatron.train.distributed import compute_same_bits, connected, let_messages_overlap, time_limit
 from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.hang import HangWatch
@@ -47,6 +47,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None, check: Check 
     Raises LatxaError for a run that cannot work, before any model is built.
     """
     compute_same_bits(run.train.deterministic)
+    let_messages_overlap(run.parallel.tp_overlap)
     with heartbeats() as beat, connected(time_limit(run)), Peers():
         check_run(run, dist.get_world_size())
         with _alone(run), Start(run.out, dist.get_world_size(), write=dist.get_rank() == 0) as start:

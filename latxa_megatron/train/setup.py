@@ -17,6 +17,7 @@ from latxa_megatron.train.check import layout, precision, steps
 from latxa_megatron.train.checkpoint import State
 from latxa_megatron.train.distributed import spread, time_limit
 from latxa_megatron.train.guard import Guard
+from latxa_megatron.train.inputs import padded_length
 from latxa_megatron.train.optimizer import build_optimizer, build_schedule, gather_weights, unwrap, wrap
 from latxa_megatron.train.save import Saver
 
@@ -69,6 +70,11 @@ def set_up(run: RunConfig) -> Job:
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)
+    if run.parallel.tp_overlap:
+        from latxa_megatron.model import userbuffers  # needs Transformer Engine
+
+        positions = padded_length(dataset) * run.train.micro_batch // run.parallel.cp
+        userbuffers.prepare(positions, shape.hidden, run.parallel.tp, precision(run))
     chunks = build_model(shape, layout(run), precision(run), run.train.recompute, deterministic=run.train.deterministic)
     noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)
     noise.attach(chunks[0])
