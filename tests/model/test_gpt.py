@@ -21,7 +21,7 @@ def test_recompute(recompute, expected, tmp_path):
 
 
 def test_messages_beside_products_need_a_gpu(tmp_path):
-    with pytest.raises(LatxaError, match="parallel.tp_overlap: needs GPUs"):
+    with pytest.raises(LatxaError, match=r"parallel\.tp_overlap: needs GPUs"):
         transformer_config(
             LlamaShape.from_hf(write_llama(tmp_path / "hf")), Layout(tp=2, tp_overlap=True), Precision(torch.float32)
         )
