@@ -30,6 +30,12 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def first_host() -> str:
+    """The machine that rank 0 runs on; this one where there is no launcher."""
+    adopt_srun()
+    return os.environ.get("MASTER_ADDR", "localhost")
+
+
 def has_monitor() -> bool:
     """Whether ft_launcher of nvidia-resiliency-ext started this process, with a monitor that waits for its heartbeats."""
     return "FT_RANK_MONITOR_IPC_SOCKET" in os.environ

@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,14 +190,32 @@ class Checks:
         measured = f"{first:.2f} s, {second:.2f} s; pinning its memory cost {early - usual:.2f} s of the first steps"
         yield "a save beside training stops it for", "1 s", measured, max(first, second) <= 1
 
+    def gone(self) -> Iterator[Line]:
+        """How long it takes until all has ended when rank 1 is killed in the middle of a run. Needs two GPUs."""
+        import psutil
+
+        file = write_run(self.out, "gone", "8B-shaped, 2 layers", self.plan(8192))
+        command = [sys.executable, "-m", "latxa_megatron", "launch", "local", str(file), "--nproc", "2"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
+            while not (file.with_name("metrics.jsonl").exists() and len(read_metrics(file)) > 2):
+                if launcher.poll() is not None:
+                    raise RuntimeError(launcher.communicate()[1][-4000:])
+                time.sleep(0.2)
+            ranks = {each.environ().get("RANK"): each for each in psutil.Process(launcher.pid).children()}
+            ranks["1"].kill()
+            began = time.monotonic()
+            _, said = launcher.communicate()
+        seconds = time.monotonic() - began
+        named = "rank 1" in said.splitlines()[-1] and not ranks["0"].is_running()
+        yield "a rank is killed: the launcher names it and ends after", "10 s", f"{seconds:.1f} s", named and seconds <= 10
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--only", nargs="*", default=["layouts", "cpu", "resume", "moved", "resume_fp8", "fp8", "stall", "fp8_others"]
-    )
+    every = ["layouts", "cpu", "resume", "moved", "resume_fp8", "fp8", "stall", "fp8_others", "gone"]
+    parser.add_argument("--only", nargs="*", default=every)
     arguments = parser.parse_args()
     checks = Checks(arguments.out.resolve(), arguments.store.resolve())
     if "cpu" in arguments.only:

@@ -21,6 +21,7 @@ from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.hang import HangWatch
 from latxa_megatron.train.heartbeat import heartbeats
+from latxa_megatron.train.peers import Peers
 from latxa_megatron.train.reporting import Report, reports
 from latxa_megatron.train.setup import Job, set_up
 from latxa_megatron.train.step import StepResult, train_step
@@ -46,7 +47,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None, check: Check 
     Raises LatxaError for a run that cannot work, before any model is built.
     """
     compute_same_bits(run.train.deterministic)
-    with heartbeats() as beat, connected(time_limit(run)):
+    with heartbeats() as beat, connected(time_limit(run)), Peers():
         check_run(run, dist.get_world_size())
         with _alone(run), Start(run.out, dist.get_world_size(), write=dist.get_rank() == 0) as start:
             check(run, dist.get_world_size())

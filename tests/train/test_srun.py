@@ -29,24 +29,16 @@ def test_a_list_that_is_not_understood_is_no_guess(nodes):
     assert of_srun({**TASK, "SLURM_STEP_NODELIST": nodes, "MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
 
 
+def srun_task(rank: int, tasks: int, step: int = 0) -> dict[str, str]:
+    """The environment of one of srun's tasks on this machine."""
+    job = {"JOB_ID": os.getpid(), "STEP_ID": step, "STEP_NUM_TASKS": tasks, "STEP_NODELIST": "localhost"}
+    task = {**job, "PROCID": rank, "LOCALID": rank}
+    return {**os.environ, **{f"SLURM_{name}": str(value) for name, value in task.items()}}
+
+
 def test_two_tasks_train_one_run(tiny_run):
     out = tiny_run.out("srun")
     command = [sys.executable, "-m", "latxa_megatron", "train", tiny_run.file, f"out={out}", "parallel.pp=2", "train.steps=2"]
-    job = str(os.getpid())
-    tasks = [
-        subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                "SLURM_PROCID": str(rank),
-                "SLURM_LOCALID": str(rank),
-                "SLURM_STEP_NUM_TASKS": "2",
-                "SLURM_STEP_NODELIST": "localhost",
-                "SLURM_JOB_ID": job,
-                "SLURM_STEP_ID": "0",
-            },
-        )
-        for rank in range(2)
-    ]
+    tasks = [subprocess.Popen(command, env=srun_task(rank, 2)) for rank in range(2)]
     assert [task.wait() for task in tasks] == [0, 0]
     assert [line["step"] for line in read_metrics(out)] == [1, 2]
