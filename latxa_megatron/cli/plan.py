@@ -26,7 +26,10 @@ plan = typer.Typer(
     **OPTIONS,
 )
 
-Kind = Annotated[str | None, typer.Option(help="Kind of GPU, as h100-80g; the run file's scale.gpu where it is not given.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Kind of GPU, as h100-80g, or a file with one; scale.gpu where it is not given."),
+]
 Count = Annotated[int | None, typer.Option(min=1, help="How many; the run file's scale.gpus where it is not given.")]
 NodesOf = Annotated[int | None, typer.Option(min=1, help="GPUs of a node, among which links are fast; the kind's, mostly 8.")]
 Document = Annotated[

@@ -1,6 +1,6 @@
 """The GPUs that a run can be planned for."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,39 @@ class Gpu:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Raises LatxaError for a GPU that gpus.yaml does not have."""
+    """The GPU of that name in gpus.yaml, or the one that a file such as my_gpu.yaml has in a line of that kind.
+
+    Raises LatxaError for a name that gpus.yaml does not have, and for a file that is none such.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _of_file(path)
     known = yaml.safe_load(_FILE.read_text())
     if name not in known:
-        raise LatxaError(f"--gpu {name}: is not known; choose one of {', '.join(sorted(known))}")
+        raise LatxaError(
+            f"--gpu {name}: is not known; choose one of {', '.join(sorted(known))}, or a file with a line of your own"
+        )
     return Gpu(name=name, **known[name])
+
+
+def _of_file(path: Path) -> Gpu:
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LatxaError(f"--gpu {path}: cannot be read ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(read, dict) or len(read) != 1 or not isinstance(next(iter(read.values())), dict):
+        raise LatxaError(f"--gpu {path}: has one line, as {as_yaml(find_gpu('h100-80g'))}")
+    ((name, values),) = read.items()
+    known = {each.name: each.default is MISSING for each in fields(Gpu) if each.name != "name"}
+    if odd := sorted(set(values) - set(known)):
+        raise LatxaError(f"--gpu {path}: there is no key '{odd[0]}'; there are {', '.join(known)}")
+    for key, needed in known.items():
+        value = values.get(key)
+        if key not in values and not needed:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise LatxaError(f"--gpu {path}: {key} is {'missing' if value is None else repr(value)}; it is a number above 0")
+    return Gpu(name=str(name), **values)
 
 
 def check_fp8(fp8: str, gpu: Gpu) -> None:

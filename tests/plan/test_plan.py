@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,35 @@ def test_gpus_reach_the_shares_of_their_peaks_that_an_h200_does(run_file, name):
         assert getattr(gpu, rate) / PEAKS[name] == pytest.approx(getattr(measured, rate) / PEAKS["h200"], rel=3e-3)
     assert gpu.network < gpu.link
     assert estimate(load_run(run_file), gpu, 8).seconds.step > 0
+
+
+def test_a_gpu_of_ones_own_in_a_file(run_file, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(as_yaml(replace(find_gpu("h200"), name="mine", link=390, node=4)))
+    assert find_gpu(str(file)) == replace(find_gpu("h200"), name="mine", link=390, node=4)
+    said = CliRunner().invoke(app, ["plan", str(run_file), "--gpu", str(file), "--gpus", "8", "--json"])
+    assert json.loads(said.output)["gpu"]["link"] == 390
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mine: {memory: 80}", "bandwidth is missing; it is a number above 0"),
+        ("mine: {memory: 80, speed: 3}", "there is no key 'speed'; there are memory, bandwidth"),
+        ("mine: {memory: '80'}", "memory is '80'; it is a number above 0"),
+        ("mine: {memory: -1}", "memory is -1; it is a number above 0"),
+        ("mine: [80]", "has one line, as h100-80g: {memory: 79.1, bandwidth: 3.35"),
+        ("a: {}\nb: {}", "has one line"),
+        ("mine: {", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_has_no_gpu(tmp_path, text, words):
+    file = tmp_path / "mine.yaml"
+    if text:
+        file.write_text(text)
+    with pytest.raises(LatxaError, match=rf"--gpu .*mine.yaml: .*{words}"):
+        find_gpu(str(file))
 
 
 def test_links_that_doctor_measured():
