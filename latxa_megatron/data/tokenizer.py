@@ -182,10 +182,17 @@ class Tokenizer:
         """What a chat template can name beside the messages: bos_token and the like."""
         return dict(self._tokenizer.special_tokens_map)
 
-    def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        """The text that the chat template makes of messages."""
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The text that the chat template makes of messages, and of the tools that their assistant may call."""
         return self._tokenizer.apply_chat_template(
             messages,
+            tools=tools,
             chat_template=self.template_program,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
