@@ -1,11 +1,8 @@
 """A tokenizer as Megatron-LM's --tokenizer-type HuggingFaceTokenizer uses it: ids are what transformers gives for a text."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from latxa_megatron.data.engine import Engine, Flat, HuggingFace, prove
+from latxa_megatron.data.engine import Engine, Flat, HuggingFace, inserted, prove
 from latxa_megatron.errors import LatxaError
 
 _HARD = ["", " ", "a", "elektriko\u00a0batua <|eot_id|></s> x"]
@@ -62,14 +59,3 @@ class MegatronTokenizer:
             return ids, offsets
         at = np.repeat([offsets[:-1], offsets[1:]], [len(self._before), len(self._after)], axis=0).T
         return inserted(ids, at.ravel(), np.tile(around, len(texts))), offsets + len(around) * np.arange(len(offsets))
-
-
-def inserted(ids: npt.NDArray[np.int32], at: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """ids with a value before each of the places `at`, which are in order; some times faster than numpy.insert."""
-    whole = np.empty(len(ids) + len(at), np.int32)
-    kept = np.ones(len(whole), bool)
-    new = at + np.arange(len(at))
-    kept[new] = False
-    whole[new] = values
-    whole[kept] = ids
-    return whole

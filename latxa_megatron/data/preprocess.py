@@ -16,8 +16,9 @@ import numpy.typing as npt
 import orjson
 
 from latxa_megatron.data import sources as src
+from latxa_megatron.data.engine import inserted
 from latxa_megatron.data.indexed import Counts, IndexedWriter
-from latxa_megatron.data.megatron_tokenizer import MegatronTokenizer, inserted
+from latxa_megatron.data.megatron_tokenizer import MegatronTokenizer
 from latxa_megatron.data.pool import Pool
 from latxa_megatron.data.readers import Chunk, Place, lines
 from latxa_megatron.errors import LatxaError
