@@ -106,8 +106,7 @@ def _slowly(line: bytes, place: Place, field: str) -> Any:
     except UnicodeDecodeError:
         raise LatxaError(f"{place}: the line is not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        why = error.msg + f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-        raise LatxaError(f"{place}: the line is not valid JSON: {why}") from None
+        raise no_json(place, error) from None
     if isinstance(value, dict):
         used = {key: value.get(key) for key in ("id", field, "messages", "conversations", "tools", "system")}
         try:
@@ -115,6 +114,12 @@ def _slowly(line: bytes, place: Place, field: str) -> Any:
         except UnicodeEncodeError:
             raise LatxaError(f"{place}: the text holds half of a surrogate pair, which is no character") from None
     return value
+
+
+def no_json(place: Place, error: ValueError | RecursionError) -> LatxaError:
+    """Of a line at place. Python's own words count lines inside the line."""
+    why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+    return LatxaError(f"{place}: the line is not valid JSON: {why}")
 
 
 def _id(value: dict[str, Any]) -> str | None:
