@@ -19,7 +19,7 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from latxa_megatron.data.chat import encode_conversation
-from latxa_megatron.data.conversations import ConversationEncoder
+from latxa_megatron.data.conversations import Conversation, ConversationEncoder
 from latxa_megatron.data.tokenizer import Tokenizer
 
 BATCH = 256
@@ -78,13 +78,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     draw = random.Random(0)
-    everything = [(conversation(draw), f"made:{i}") for i in range(given.conversations)]
+    everything = [Conversation(conversation(draw), f"made:{i}") for i in range(given.conversations)]
     few = everything[: max(given.conversations // 20, 1)]
 
     import transformers
 
     tokenizer = Tokenizer(given.tokenizer)
-    print("engine:", tokenizer.accelerate([m["content"] for messages, _ in few for m in messages]))
+    print("engine:", tokenizer.accelerate([m["content"] for messages, *_ in few for m in messages]))
     encoder = ConversationEncoder(tokenizer)
     peer = transformers.AutoTokenizer.from_pretrained(str(given.tokenizer), local_files_only=True)
     template = marked(peer.chat_template)
@@ -98,12 +98,12 @@ def main() -> None:
             peer.apply_chat_template(
                 messages, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
             )
-            for messages, _ in few
+            for messages, *_ in few
         )
         return sum(len(each["input_ids"]) for each in found)
 
     def exact() -> int:
-        return sum(len(encode_conversation(tokenizer, messages, place).ids) for messages, place in few)
+        return sum(len(encode_conversation(tokenizer, *each).ids) for each in few)
 
     learning = seconds(ours)
     tokens, few_tokens = ours(), theirs()

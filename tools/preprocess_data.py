@@ -39,8 +39,8 @@ def arguments() -> argparse.ArgumentParser:
     take("--input", required=True, metavar="JSONL", help="file, or with --partitions a glob")
     take("--output-prefix", required=True, metavar="PREFIX", help="path of the output without _KEY_document.bin")
     take("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys whose texts are taken, each to files of its own")
-    take("--tokenizer-type", required=True, help="HuggingFaceTokenizer")
-    take("--tokenizer-model", required=True, metavar="DIR", help="directory with tokenizer.json, or a name on the hub")
+    take("--tokenizer-type", required=True, help="HuggingFaceTokenizer, or SentencePieceTokenizer and its like")
+    take("--tokenizer-model", required=True, metavar="DIR", help="directory with tokenizer.json, or a name on the hub; a .model")
     take("--append-eod", action="store_true", help="end each document with the tokenizer's end-of-sequence token")
     take("--workers", type=int, required=True, metavar="N", help="processes; the output is the same for any number")
     take("--partitions", type=int, default=1, metavar="P", help="deal documents out to so many parts, one after the other")
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
     for flag, why in REFUSED.items():
         if getattr(args, flag):
             raise LatxaError(f"--{flag.replace('_', '-')}: {why}")
-    if args.tokenizer_type != "HuggingFaceTokenizer":
+    from latxa_megatron.data.megatron_tokenizer import TYPES
+
+    if args.tokenizer_type not in TYPES:
         raise LatxaError(
             f"--tokenizer-type {args.tokenizer_type}: is not read here; convert it to a directory with tokenizer.json and say "
             "HuggingFaceTokenizer, or take Megatron-LM's tool"
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
         raise LatxaError(f"--input {args.input}: there is no such file; a glob is taken with --partitions above 1")
     options = Options(
         tokenizer=args.tokenizer_model,
+        tokenizer_type=args.tokenizer_type,
         keys=tuple(dict.fromkeys(args.json_keys)),
         append_eod=args.append_eod,
         include_special_tokens=not args.tokenizer_hf_no_include_special_tokens,

@@ -91,7 +91,8 @@ def data_build(
         return
     print_sources(store.totals())
     if skipped := store.manifest.get("skipped"):
-        console.print(f"[yellow]skipped {skipped:,} lines[/yellow]: {out / SKIPPED} says which and why", soft_wrap=True)
+        lines = f"{skipped:,} line{'s' * (skipped != 1)}"
+        console.print(f"[yellow]skipped {lines}[/yellow]: {out / SKIPPED} says which and why", soft_wrap=True)
     console.print(f"store: {out}", soft_wrap=True)
 
 

@@ -170,10 +170,11 @@ class _Build:
 
     def finish(self, shards: list[Written]) -> None:
         """Write the manifest, and what was skipped; remove what only a build in progress needs; give the store its name."""
+        skipped = [line for shard in shards for line in shard.skipped]
         if not any(shard.info.documents for shard in shards):
             names = ", ".join(str(path) for source in self.sources for path in source.paths)
-            raise LatxaError(f"{names}: no document is left for the store; the files hold none, or all are held out")
-        skipped = [line for shard in shards for line in shard.skipped]
+            why = f"of {len(skipped):,} lines skipped the first is {skipped[0]}" if skipped else "the files hold none"
+            raise LatxaError(f"{names}: no document is left for the store; {why}, or all are held out")
         if skipped:
             write_atomically(self.partial / SKIPPED, "".join(f"{line}\n" for line in skipped))
         manifest = {

@@ -2,9 +2,10 @@
 
 Most templates (Llama's among them) do not mark what the assistant says. So the template is run on every prefix of the
 conversation: an assistant turn is what its rendering adds to the generation prompt before it, up to and including the first
-control token after its content. A template for which that does not hold (one that rewrites earlier turns, or has no end of
-turn) is refused. The text is then cut at the control tokens that the *template* wrote; those in the content stay text, unless
-the tokenizer's special_tokens says otherwise.
+control token after its content; with tool calls, which a template may write between control tokens of their own, the last one.
+A template for which that does not hold (one that rewrites earlier turns, or has no end of turn) is refused. The text is then cut
+at the control tokens that the *template* wrote; those in the content stay text, unless the tokenizer's special_tokens says
+otherwise.
 
 This is the exact way, one conversation at a time and two renderings for each answer. conversations.py gives the same tokens
 many times faster, and comes back here for what it cannot do.
@@ -13,6 +14,7 @@ many times faster, and comes back here for what it cannot do.
 from dataclasses import dataclass
 from typing import Any
 
+from latxa_megatron.data.messages import Message, Tools, strings_of
 from latxa_megatron.data.tokenizer import Tokenizer
 from latxa_megatron.errors import LatxaError
 
@@ -44,20 +46,26 @@ def check_template(tokenizer: Tokenizer) -> None:
         )
 
 
-def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, Any]], place: object) -> Tokens:
+def encode_conversation(tokenizer: Tokenizer, messages: list[Message], place: object, tools: Tools | None = None) -> Tokens:
     """Tokens of a conversation as the chat template renders it, with one BOS where the model wants one.
 
-    place is named in errors. Raises LatxaError for a conversation that cannot be rendered or has no assistant turn, and for
-    a template in which assistant turns cannot be told.
+    place is named in errors. Raises LatxaError for a conversation that cannot be rendered or has no assistant turn, for a
+    template that leaves out tools or tool calls, and for one in which assistant turns cannot be told.
     """
     _check_roles(messages, place)
     for i, message in enumerate(messages):
-        if token := tokenizer.refused_token(message["content"]):
-            tokenizer.check_text(token, f"{place}: message {i + 1}")
-    mark = _absent_character(messages)
-    safe = messages if tokenizer.special_tokens == "encode" else _marked(tokenizer, messages, mark)
-    text = _render(tokenizer, safe, place)
-    trained = [_assistant_span(tokenizer, safe, i, text, place) for i, m in enumerate(safe) if m["role"] == "assistant"]
+        for text in strings_of(message):
+            tokenizer.check_text(text, f"{place}: message {i + 1}")
+    for text in strings_of(tools):
+        tokenizer.check_text(text, f"{place}: tools")
+    mark = _absent_character([messages, tools])
+    if tokenizer.special_tokens != "encode":
+        messages, tools = _marked(tokenizer, [messages, tools], mark)
+    render = _Rendered(tokenizer, tools, place)
+    text = render(messages)
+    if tools and text == _Rendered(tokenizer, None, place)(messages):
+        raise LatxaError(f"{place}: the chat template leaves out the 'tools' beside the messages; put them into a system message")
+    trained = [_assistant_span(render, messages, i, text) for i, m in enumerate(messages) if m["role"] == "assistant"]
     ids, flags = _tokenize(tokenizer, text, trained, mark)
     if tokenizer.bos_id is not None and ids[0] != tokenizer.bos_id:
         ids, flags = [tokenizer.bos_id, *ids], [False, *flags]
@@ -74,7 +82,7 @@ def _check_roles(messages: list[dict[str, Any]], place: object) -> None:
             raise LatxaError(f"{place}: message {i + 1} is a system message; only the first can be")
         if role == "assistant" and previous in ("", "system", "assistant"):
             raise LatxaError(f"{place}: message {i + 1} is an assistant turn that answers no user turn")
-        if role == "assistant" and not message["content"].strip():
+        if role == "assistant" and not (message["content"].strip() or message.get("tool_calls")):
             raise LatxaError(f"{place}: message {i + 1} is an assistant turn that says nothing")
         if role == "user" and previous == "user":
             raise LatxaError(f"{place}: message {i + 1} is a user turn after a user turn")
@@ -83,36 +91,57 @@ def _check_roles(messages: list[dict[str, Any]], place: object) -> None:
         raise LatxaError(f"{place}: the conversation has no assistant turn, so nothing of it would be trained")
 
 
-def _marked(tokenizer: Tokenizer, messages: list[dict[str, Any]], mark: str) -> list[dict[str, Any]]:
-    """Messages with a mark inside each control token that they spell, so that none is taken for the template's own."""
-    pattern = tokenizer.control_pattern
-    return [{**m, "content": pattern.sub(lambda t: t[0][0] + mark + t[0][1:], m["content"])} for m in messages]
+def _marked(tokenizer: Tokenizer, value: Any, mark: str) -> Any:
+    """A JSON value with a mark inside each control token that its strings spell, so that none is taken for the template's own."""
+    if isinstance(value, str):
+        return tokenizer.control_pattern.sub(lambda t: t[0][0] + mark + t[0][1:], value)
+    if isinstance(value, dict):
+        return {_marked(tokenizer, key, mark): _marked(tokenizer, each, mark) for key, each in value.items()}
+    return [_marked(tokenizer, each, mark) for each in value] if isinstance(value, list) else value
 
 
-def _absent_character(messages: list[dict[str, Any]]) -> str:
-    """A private-use character that no message contains."""
-    used = set().union(*(m["content"] for m in messages))
+def _absent_character(value: Any) -> str:
+    """A private-use character that no string of a JSON value contains."""
+    used = set().union(*strings_of(value))
     return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
 
 
-def _render(tokenizer: Tokenizer, messages: list[dict[str, Any]], place: object, *, prompt: bool = False) -> str:
-    try:
-        return tokenizer.render_chat(messages, add_generation_prompt=prompt)
-    except Exception as error:  # a template is a program of someone else's: it may raise anything
-        raise LatxaError(f"{place}: the chat template refuses the conversation: {error}") from None
+@dataclass(frozen=True)
+class _Rendered:
+    """What the chat template makes of messages. Raises LatxaError where it refuses them."""
+
+    tokenizer: Tokenizer
+    tools: Tools | None
+    place: object
+
+    def __call__(self, messages: list[Message], *, prompt: bool = False) -> str:
+        try:
+            return self.tokenizer.render_chat(messages, self.tools, add_generation_prompt=prompt)
+        except Exception as error:  # a template is a program of someone else's: it may raise anything
+            raise LatxaError(f"{self.place}: the chat template refuses the conversation: {error}") from None
 
 
-def _assistant_span(tokenizer: Tokenizer, messages: list[dict[str, Any]], turn: int, text: str, place: object) -> tuple[int, int]:
+def _assistant_span(render: _Rendered, messages: list[Message], turn: int, text: str) -> tuple[int, int]:
     """Characters [start, end) of an assistant turn in the rendered conversation, end-of-turn token included."""
-    before = _render(tokenizer, messages[:turn], place, prompt=True)
-    after = _render(tokenizer, messages[: turn + 1], place)
+    before = render(messages[:turn], prompt=True)
+    after = render(messages[: turn + 1])
+    directory, place = render.tokenizer.directory, render.place
     if not (text.startswith(after) and after.startswith(before)):
         raise LatxaError(
-            f"{tokenizer.directory}: the chat template renders a turn differently once others follow, "
+            f"{directory}: the chat template renders a turn differently once others follow, "
             f"so assistant turns cannot be told (at {place})"
         )
-    content = messages[turn]["content"]
     rest = after[len(before) :]
+    find_end = _end_after_calls if messages[turn].get("tool_calls") else _end_after_content
+    end = find_end(render.tokenizer, messages[turn], rest, place)
+    if end is None:
+        raise LatxaError(f"{directory}: the chat template has no end-of-turn token after an assistant turn")
+    return len(before), len(before) + end
+
+
+def _end_after_content(tokenizer: Tokenizer, message: Message, rest: str, place: object) -> int | None:
+    """Where a turn of plain content ends in what its rendering begins with; None where no control token ends it."""
+    content = message["content"]
     shown = next((c for c in (content, content.strip(), content.lstrip(), content.rstrip()) if rest.startswith(c)), None)
     if shown is None:
         raise LatxaError(
@@ -120,9 +149,19 @@ def _assistant_span(tokenizer: Tokenizer, messages: list[dict[str, Any]], turn: 
             f"so assistant turns cannot be told (at {place})"
         )
     end = tokenizer.control_pattern.search(rest, len(shown))
-    if end is None:
-        raise LatxaError(f"{tokenizer.directory}: the chat template has no end-of-turn token after an assistant turn")
-    return len(before), len(before) + end.end()
+    return end.end() if end else None
+
+
+def _end_after_calls(tokenizer: Tokenizer, message: Message, rest: str, place: object) -> int | None:
+    """The same of a turn with tool calls, which are nowhere but in this rendering."""
+    for what in (message["content"].strip(), *(call["function"]["name"] for call in message["tool_calls"])):
+        if what not in rest:
+            raise LatxaError(
+                f"{place}: the chat template leaves out '{what[:40]}' of an assistant turn with tool calls; "
+                "say it in turns that the template writes whole"
+            )
+    ends = [found.end() for found in tokenizer.control_pattern.finditer(rest)]
+    return ends[-1] if ends and not rest[ends[-1] :].strip() else None
 
 
 def _tokenize(tokenizer: Tokenizer, text: str, trained: list[tuple[int, int]], mark: str) -> tuple[list[int], list[bool]]:

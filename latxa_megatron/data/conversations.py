@@ -10,18 +10,24 @@ benchmarks/chat_speed.py times it.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from latxa_megatron.data.chat import Tokens, encode_conversation
+from latxa_megatron.data.messages import Message, Tools
 from latxa_megatron.data.shapes import Shape, find_shape
 from latxa_megatron.data.tokenizer import Tokenizer
 from latxa_megatron.errors import LatxaError
 
-Conversation = tuple[list[dict[str, Any]], object]
-"""Messages, and the place that errors name."""
+
+class Conversation(NamedTuple):
+    """place is named in errors."""
+
+    messages: list[Message]
+    place: object
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -96,19 +102,19 @@ class ConversationEncoder:
         """
         fast_before = self.fast
         batch = _Batch()
-        for number, (messages, place) in enumerate(conversations):
-            if not self._add_fast(batch, number, messages):
+        for number, conversation in enumerate(conversations):
+            if conversation.tools or not self._add_fast(batch, number, conversation.messages):
                 self.exact += 1
-                batch.add_exact(self._exact(number, messages, place, refused))
+                batch.add_exact(self._exact(number, conversation, refused))
         encoded = self._lay_together(batch)
         for number in batch.both:
-            messages, place = conversations[number]
-            if self._is_exact(encoded[number], messages, place):
+            conversation = conversations[number]
+            if self._is_exact(encoded[number], conversation):
                 continue
             if fast_before > self._compared:
                 raise LatxaError(
-                    f"{place}: the chat template of {self._tokenizer.directory} renders this conversation in another way than "
-                    "others with the same roles, which were taken for alike; encode all of them with exact=True"
+                    f"{conversation.place}: the chat template of {self._tokenizer.directory} renders this conversation in "
+                    "another way than others with the same roles, which were taken for alike; encode all of them with exact=True"
                 )
             self._give_up()
             return self.encode(conversations, refused)
@@ -118,9 +124,9 @@ class ConversationEncoder:
         self._exact_only = True
         self._shapes.clear()
 
-    def _exact(self, number: int, messages: list[dict[str, Any]], place: object, refused: dict[int, LatxaError] | None) -> Tokens:
+    def _exact(self, number: int, conversation: Conversation, refused: dict[int, LatxaError] | None) -> Tokens:
         try:
-            return encode_conversation(self._tokenizer, messages, place)
+            return encode_conversation(self._tokenizer, *conversation)
         except LatxaError as error:
             if refused is None:
                 raise
@@ -165,16 +171,14 @@ class ConversationEncoder:
         for content in ("Zer da hau?", " \n Etxe\u00e1 bat.\n\n", f"a {control} b"):
             messages = [{"role": role, "content": f"{content}{i}"} for i, role in enumerate(roles)]
             batch = _Batch(shape.texts([m["content"] for m in messages]), [shape.constants], [shape.lengths], [shape])
-            if not self._is_exact(self._lay_together(batch)[0], messages, "a trial"):
+            if not self._is_exact(self._lay_together(batch)[0], Conversation(messages, "a trial")):
                 return False
         return True
 
-    def _is_exact(
-        self, found: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], messages: list[dict[str, Any]], place: object
-    ) -> bool:
+    def _is_exact(self, found: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], conversation: Conversation) -> bool:
         """Whether these (ids, spans) are what the exact way gives; it may refuse the conversation, too."""
         try:
-            exact = encode_conversation(self._tokenizer, messages, place)
+            exact = encode_conversation(self._tokenizer, *conversation)
         except LatxaError:
             return False
         return found[0].tolist() == exact.ids and list(map(tuple, found[1].tolist())) == exact.spans

@@ -108,3 +108,14 @@ def first_mismatch(one: Engine, other: Engine, texts: list[str]) -> str | None:
         if not np.array_equal(ids[offsets[i] : offsets[i + 1]], expected[borders[i] : borders[i + 1]]):
             return text[:60]
     raise AssertionError("the ids differ, and no text's do")
+
+
+def inserted(ids: npt.NDArray[np.int32], at: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """ids with a value before each of the places `at`, which are in order; some times faster than numpy.insert."""
+    whole = np.empty(len(ids) + len(at), np.int32)
+    kept = np.ones(len(whole), bool)
+    new = at + np.arange(len(at))
+    kept[new] = False
+    whole[new] = values
+    whole[kept] = ids
+    return whole

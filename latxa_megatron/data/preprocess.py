@@ -16,10 +16,12 @@ import numpy.typing as npt
 import orjson
 
 from latxa_megatron.data import sources as src
+from latxa_megatron.data.engine import inserted
 from latxa_megatron.data.indexed import Counts, IndexedWriter
-from latxa_megatron.data.megatron_tokenizer import MegatronTokenizer, inserted
+from latxa_megatron.data.megatron_tokenizer import SENTENCEPIECE, MegatronTokenizer, hugging_face, sentence_piece
 from latxa_megatron.data.pool import Pool
 from latxa_megatron.data.readers import Chunk, Place, lines
+from latxa_megatron.data.records import no_json
 from latxa_megatron.errors import LatxaError
 
 Progress = Callable[[int, int], None]
@@ -45,9 +47,12 @@ class Options:
     workers: int = 1
     partitions: int = 1
     keep_sequential_samples: bool = False
+    tokenizer_type: str = "HuggingFaceTokenizer"
 
     def load(self) -> MegatronTokenizer:
-        return MegatronTokenizer(self.tokenizer, around=self.include_special_tokens, trust_remote_code=self.trust_remote_code)
+        if self.tokenizer_type in SENTENCEPIECE:
+            return sentence_piece(self.tokenizer)
+        return hugging_face(self.tokenizer, around=self.include_special_tokens, trust_remote_code=self.trust_remote_code)
 
 
 class Encoded(NamedTuple):
@@ -210,7 +215,7 @@ def _slowly(line: bytes, place: Place) -> Any:
     except UnicodeError:
         raise LatxaError(f"{place}: the line is not UTF-8, or holds half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
-        raise LatxaError(f"{place}: the line is not valid JSON: {error}") from None
+        raise no_json(place, error) from None
     return value
 
 

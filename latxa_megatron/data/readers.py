@@ -119,10 +119,21 @@ class _Zstd(io.RawIOBase):
 
 def lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
     """(offset, line) of each line of a chunk. Raises LatxaError for a longer one, and for a file that does not decompress."""
+    for offset, line in cut_lines(chunk, max_line_bytes):
+        if len(line) > max_line_bytes:
+            raise too_long(Place(chunk.path, offset), "line", max_line_bytes)
+        yield offset, line
+
+
+def cut_lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The same with the first max_line_bytes + 1 bytes of each line that is longer."""
+    whole: int | None = None
     try:
-        yield from _lines(chunk, max_line_bytes)
+        for whole, line in _lines(chunk, max_line_bytes):
+            yield whole, line
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise LatxaError(f"{chunk.path}: is damaged or cut short ({error}); compress it again") from None
+        where, after = (chunk.path, "") if whole is None else (Place(chunk.path, whole), " after this line")
+        raise LatxaError(f"{where}: the file is damaged or cut short{after} ({error}); compress it again") from None
 
 
 def _lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -134,14 +145,22 @@ def _lines(chunk: Chunk, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
                 left -= file.seek(left)
             while left > 0 and (block := file.read(min(left, 1 << 20))):
                 left -= len(block)
-            while (head := file.readline(1 << 20)) and not head.endswith(b"\n"):
-                offset += len(head)
-            offset += len(head) - 1
+            offset += _rest(file) - 1
         while (chunk.end is None or offset < chunk.end) and (line := file.readline(max_line_bytes + 1)):
-            if len(line) > max_line_bytes:
-                raise too_long(Place(chunk.path, offset), "line", max_line_bytes)
             yield offset, line
             offset += len(line)
+            if len(line) > max_line_bytes and not line.endswith(b"\n"):
+                offset += _rest(file)
+
+
+def _rest(file: BinaryIO) -> int:
+    """Reads to the end of a line; its bytes."""
+    size = 0
+    while head := file.readline(1 << 20):
+        size += len(head)
+        if head.endswith(b"\n"):
+            break
+    return size
 
 
 def too_long(place: Place, what: str, max_bytes: int) -> LatxaError:

@@ -8,10 +8,9 @@ from typing import Any
 
 import orjson
 
+from latxa_megatron.data.messages import Message, Tools, messages_of, tools_of
 from latxa_megatron.data.readers import Place
 from latxa_megatron.errors import LatxaError
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Record:
     own_id: str | None = None
     text: str | None = None
     messages: list[Message] | None = None
+    tools: Tools | None = None
+    """What the assistant of a conversation may call."""
 
     @property
     def id(self) -> str:
@@ -46,9 +47,9 @@ def parse(line: bytes, place: Place, field: str = "text") -> Record:
         value = _slowly(line, place, field)
     if not isinstance(value, dict):
         raise LatxaError(f"{place}: the line is not a JSON object with '{field}' or 'messages'")
-    messages = _conversation(value, place)
+    messages = messages_of(value, place)
     if messages is not None:
-        return Record(place, line, _id(value), messages=messages)
+        return Record(place, line, _id(value), messages=messages, tools=tools_of(value, place))
     return Record(place, line, _id(value), text=_text(value, field, place, "object"))
 
 
@@ -64,38 +65,31 @@ def parse_row(row: dict[str, Any] | None, place: Place, field: str = "text") -> 
     """
     if row is None:
         raise LatxaError(f"{place}: the row is not UTF-8")
-    value = _without_nulls(row)
+    value = {key: each for key, each in row.items() if each is not None}
     for key in ("messages", "conversations"):
         if key in value:
-            value[key] = _turns(value[key])
-    messages = _conversation(value, place)
+            value[key] = _without_nulls(_turns(value[key]))
+    if "tools" in value:
+        value["tools"] = _without_nulls(value["tools"])
+    messages = messages_of(value, place)
     if messages is not None:
-        return Record(place, orjson.dumps(messages), _id(value), messages=messages)
+        return Record(place, orjson.dumps(messages), _id(value), messages=messages, tools=tools_of(value, place))
     text = _text(value, field, place, "row")
     return Record(place, text.encode(), _id(value), text=text)
 
 
 def _turns(value: Any) -> Any:
-    """A list of messages without nulls, also from the columns that `datasets` makes of a Sequence of objects."""
+    """A list of messages, also from the columns that `datasets` makes of a Sequence of objects."""
     if isinstance(value, dict) and all(isinstance(each, list) for each in value.values()):
-        value = [dict(zip(value, message, strict=True)) for message in zip_longest(*value.values())]
-    if not isinstance(value, list):
-        return value
-    return [_without_nulls(turn) if isinstance(turn, dict) else turn for turn in value]
+        return [dict(zip(value, message, strict=True)) for message in zip_longest(*value.values())]
+    return value
 
 
-def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: each for key, each in value.items() if each is not None}
-
-
-def _conversation(value: dict[str, Any], place: Place) -> list[Message] | None:
-    turns = value.get("messages", value.get("conversations"))
-    if turns is None:
-        return None
-    for key in ("tools", "system"):
-        if value.get(key):
-            raise LatxaError(f"{place}: '{key}' beside the messages would be lost; put it into a system message")
-    return _messages(turns, place)
+def _without_nulls(value: Any) -> Any:
+    """A value without the keys that only other rows have."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _text(value: dict[str, Any], field: str, place: Place, what: str) -> str:
@@ -112,9 +106,9 @@ def _slowly(line: bytes, place: Place, field: str) -> Any:
     except UnicodeDecodeError:
         raise LatxaError(f"{place}: the line is not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise LatxaError(f"{place}: the line is not valid JSON: {error}") from None
+        raise no_json(place, error) from None
     if isinstance(value, dict):
-        used = {key: value.get(key) for key in ("id", field, "messages", "conversations")}
+        used = {key: value.get(key) for key in ("id", field, "messages", "conversations", "tools", "system")}
         try:
             json.dumps(used, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -122,25 +116,11 @@ def _slowly(line: bytes, place: Place, field: str) -> Any:
     return value
 
 
+def no_json(place: Place, error: ValueError | RecursionError) -> LatxaError:
+    """Of a line at place. Python's own words count lines inside the line."""
+    why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+    return LatxaError(f"{place}: the line is not valid JSON: {why}")
+
+
 def _id(value: dict[str, Any]) -> str | None:
     return str(value["id"]) if value.get("id") is not None else None
-
-
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-def _messages(turns: Any, place: Place) -> list[Message]:
-    """Messages as {"role", "content"}, from that form or ShareGPT's {"from", "value"}."""
-    if not isinstance(turns, list) or not turns:
-        raise LatxaError(f"{place}: a conversation is a list of at least one message")
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise LatxaError(f"{place}: a message is an object with 'role' and 'content'")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise LatxaError(f"{place}: a message needs a string 'role' and a string 'content'")
-        if turn.get("tool_calls"):
-            raise LatxaError(f"{place}: a message with 'tool_calls' is not supported; write the call into its content")
-        messages.append({"role": _SHAREGPT_ROLES.get(role, role), "content": content})
-    return messages

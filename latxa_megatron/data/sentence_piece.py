@@ -33,6 +33,8 @@ class SentencePiece:
 
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self.convertible = convertible
+        self.vocab_size: int = self._processor.vocab_size()
+        self.eos_id: int | None = self._processor.eos_id() if self._processor.eos_id() >= 0 else None
         self.sha256 = hashlib.sha256(data).hexdigest()
 
     def encode(self, texts: list[str]) -> Flat:

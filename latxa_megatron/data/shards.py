@@ -16,7 +16,7 @@ from pathlib import Path
 
 from latxa_megatron import _core
 from latxa_megatron.data import sources as src
-from latxa_megatron.data.conversations import ConversationEncoder
+from latxa_megatron.data.conversations import Conversation, ConversationEncoder
 from latxa_megatron.data.readers import Chunk
 from latxa_megatron.data.records import Record, Skipped
 from latxa_megatron.data.sources import Source
@@ -196,7 +196,9 @@ def _add_conversations(
         skipped += [f"{record.place}: {what}" for record in records]
         return
     refused: dict[int, LatxaError] | None = {} if task.skip_errors else None
-    encoded = encoders.conversations.encode([(record.messages or [], record.place) for record in records], refused)
+    encoded = encoders.conversations.encode(
+        [Conversation(record.messages or [], record.place, record.tools) for record in records], refused
+    )
     for i in range(len(records)):
         if refused and i in refused:
             skipped.append(str(refused[i]))

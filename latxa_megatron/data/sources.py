@@ -19,10 +19,10 @@ from latxa_megatron.data.readers import (
     TABLES,
     Chunk,
     Place,
+    cut_lines,
     file_format,
     is_compressed,
     is_table,
-    lines,
     too_long,
 )
 from latxa_megatron.data.records import Record, Skipped, parse, parse_row
@@ -99,7 +99,7 @@ def records(chunk: Chunk, max_line_bytes: int = MAX_LINE_BYTES, *, field: str = 
 
 
 def records_or_why(chunk: Chunk, max_line_bytes: int = MAX_LINE_BYTES, *, field: str = "text") -> Iterator[Record | Skipped]:
-    """The same, with what is no record as Skipped. A line that is too long, or a damaged file, is an error all the same."""
+    """The same, with what is no record, or too long, as Skipped. A damaged file is an error all the same."""
     return _parsed(chunk, max_line_bytes, field, in_bytes=True)
 
 
@@ -109,12 +109,14 @@ def _parsed(chunk: Chunk, max_line_bytes: int, field: str, *, in_bytes: bool) ->
             place = Place(chunk.path, number)
             found = _or_why(place, parse_row, row, place, field)
             if isinstance(found, Record) and len(found.line) > max_line_bytes:
-                raise too_long(place, "row", max_line_bytes)
+                found = Skipped(place, str(too_long(place, "row", max_line_bytes)))
             yield found
     else:
-        for offset, line in lines(chunk, max_line_bytes):
+        for offset, line in cut_lines(chunk, max_line_bytes):
             place = Place(chunk.path, offset, in_bytes)
-            if line.strip():
+            if len(line) > max_line_bytes:
+                yield Skipped(place, str(too_long(place, "line", max_line_bytes)))
+            elif line.strip():
                 yield _or_why(place, parse, line, place, field)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from latxa_megatron.data.engine import Engine, Fastokens, Flat, HuggingFace, prove
+from latxa_megatron.data.engine import Engine, Fastokens, Flat, HuggingFace, inserted, prove
 from latxa_megatron.data.vocabularies import load_file, tokenizer_file
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import fingerprint
@@ -164,7 +164,7 @@ class Tokenizer:
         ids, offsets = self.encode_texts(texts)
         around = [self.document_end_id] if self.bos_id is None else [self.bos_id, self.document_end_id]
         borders = np.stack([offsets[:-1], offsets[1:]], axis=1)[:, -len(around) :]  # where they go: each text's start and end
-        whole = np.insert(ids, borders.ravel(), np.tile(around, len(texts)))
+        whole = inserted(ids, borders.ravel(), np.tile(around, len(texts)))
         return whole, offsets + len(around) * np.arange(len(offsets))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -182,10 +182,17 @@ class Tokenizer:
         """What a chat template can name beside the messages: bos_token and the like."""
         return dict(self._tokenizer.special_tokens_map)
 
-    def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        """The text that the chat template makes of messages."""
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The text that the chat template makes of messages, and of the tools that their assistant may call."""
         return self._tokenizer.apply_chat_template(
             messages,
+            tools=tools,
             chat_template=self.template_program,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latxa_megatron.data.chat import Tokens, encode_conversation
-from latxa_megatron.data.conversations import ConversationEncoder
+from latxa_megatron.data.conversations import Conversation, ConversationEncoder
 from latxa_megatron.data.tokenizer import Tokenizer
 from latxa_megatron.errors import LatxaError
 from tests.data.writers import CHATML, write_tokenizer
@@ -88,7 +88,7 @@ def exactly(tokenizer, messages, place):
 def check(encoder, batch):
     """The batch's tokens, spans and refusals are those of the exact way, conversation by conversation."""
     refused: dict[int, LatxaError] = {}
-    found = encoder.encode([(messages, f"f:{i}") for i, messages in enumerate(batch)], refused)
+    found = encoder.encode([Conversation(messages, f"f:{i}") for i, messages in enumerate(batch)], refused)
     assert len(found) == len(batch)
     for i, messages in enumerate(batch):
         ids, spans = found[i]
@@ -164,7 +164,7 @@ def test_ids_are_those_of_transformers(batch, name, encoder):
     transformers_own = ours._tokenizer._tokenizer
     batch = [messages for messages in batch if all(m["content"].strip() for m in messages if m["role"] == "assistant")]
     before = ours.exact
-    found = ours.encode([(messages, "here") for messages in batch])
+    found = ours.encode([Conversation(messages, "here") for messages in batch])
     assert ours.exact == before
     for i, messages in enumerate(batch):
         assert found[i][0].tolist() == transformers_own.apply_chat_template(messages, tokenize=True, return_dict=False)
@@ -174,7 +174,7 @@ def test_the_first_refused_conversation_is_named(smollm):
     good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     bad = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]
     with pytest.raises(LatxaError, match=r"^f:3: message 2 is an assistant turn that says nothing"):
-        encoder_of(smollm).encode([(good, "f:1"), (good, "f:2"), (bad, "f:3"), (good[:1], "f:4")])
+        encoder_of(smollm).encode([Conversation(m, f"f:{i + 1}") for i, m in enumerate([good, good, bad, good[:1]])])
 
 
 def test_a_message_with_more_than_role_and_content_goes_the_exact_way(smollm):
@@ -210,7 +210,7 @@ def test_and_later_it_is_an_error(tmp_path):
     looked_at = [{"role": "user", "content": "gako bat"}, {"role": "assistant", "content": "b"}]
     check(encoder, [plain, plain, plain])
     with pytest.raises(LatxaError, match=r"^f:4: .* in another way than others with the same roles"):
-        encoder.encode([(looked_at, "f:4")])
+        encoder.encode([Conversation(looked_at, "f:4")])
     exact = ConversationEncoder(encoder._tokenizer, exact=True)
     check(exact, [plain, looked_at] * 3)
     assert (exact.fast, exact.exact) == (0, 6)

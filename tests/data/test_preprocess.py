@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latxa_megatron.data import preprocess as module
@@ -68,6 +69,34 @@ def test_the_bytes_are_megatrons(name, expected, tmp_path, request):
         preprocess([file], str(tmp_path / "out"), options)
         for key in ("text", "title"):
             assert made(tmp_path / "out", key) == expected(LINES, tokenizer, key, eod, around)
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("SentencePieceTokenizer", 1), ("Llama2Tokenizer", 2)])
+def test_the_bytes_are_those_of_megatrons_sentencepiece_types(kind, workers, indexed_dataset, tmp_path):
+    """Of a Unigram model that joins blanks, and of one that is as Llama 2's."""
+    spm = pytest.importorskip("sentencepiece")
+    from megatron.core.tokenizers.text.libraries import SentencePieceTokenizer
+
+    as_llama2 = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
+    how = {"model_type": "bpe", **as_llama2} if kind == "Llama2Tokenizer" else {"model_type": "unigram"}
+    texts = iter([document["text"] for document in DOCUMENTS])
+    model = tmp_path / "tokenizer.model"
+    trainer = spm.SentencePieceTrainer.train
+    trainer(sentence_iterator=texts, model_prefix=str(model)[:-6], vocab_size=340, hard_vocab_limit=False, minloglevel=2, **how)
+    file = write_jsonl(tmp_path / "in.jsonl", LINES)
+    options = Options(str(model), append_eod=True, workers=workers, tokenizer_type=kind)
+    preprocess([file], str(tmp_path / "out"), options)
+
+    megatrons = SentencePieceTokenizer(str(model))
+    builder = indexed_dataset.IndexedDatasetBuilder(f"{tmp_path}/expected.bin", dtype=np.uint16)
+    for line in LINES:
+        parts = line["text"] if isinstance(line["text"], list) else [line["text"]]
+        sequences = [ids for ids in map(megatrons.text_to_ids, parts) if ids]
+        if sequences:
+            sequences[-1] = [*sequences[-1], megatrons.eos_id]
+        builder.add_document([i for ids in sequences for i in ids], [len(ids) for ids in sequences])
+    builder.finalize(f"{tmp_path}/expected.idx")
+    assert made(tmp_path / "out") == [(tmp_path / f"expected.{suffix}").read_bytes() for suffix in ("bin", "idx")]
 
 
 def test_neither_workers_nor_compression_nor_blank_lines_matter(expected, byte_tokenizer, tmp_path, monkeypatch):
@@ -152,6 +181,7 @@ def test_the_tool_takes_megatrons_flags(expected, byte_tokenizer, tmp_path):
         (["--vocab-file", "v.json"], "--vocab-file: a vocabulary in files"),
         (["--tokenizer-type", "TikTokenizer"], "--tokenizer-type TikTokenizer: is not read here"),
         (["--tokenizer-model", str(TOOL.parent)], f"--tokenizer-model {TOOL.parent}: transformers loads no tokenizer"),
+        (["--tokenizer-type", "Llama2Tokenizer"], "--tokenizer-model {tokenizer}: there is no such SentencePiece .model"),
         (["--input", "none.jsonl"], "--input none.jsonl: there is no such file"),
         (["--workers", "0"], "--workers: must be 1 or more"),
     ],
@@ -170,6 +200,6 @@ def test_what_the_tool_refuses_is_one_sentence(arguments, message, byte_tokenize
         tool.main()
     said = capsys.readouterr().err
     assert end.value.code == 2
-    assert said.startswith(f"error: {message}")
+    assert said.startswith(f"error: {message.replace('{tokenizer}', str(byte_tokenizer))}")
     assert said.count("\n") == 1
     assert not list(tmp_path.glob("out*"))

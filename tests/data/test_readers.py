@@ -9,6 +9,7 @@ import zstandard
 
 from latxa_megatron.data import sources as src
 from latxa_megatron.data.build import build_store
+from latxa_megatron.data.sources import find
 from latxa_megatron.data.verify import verify
 from latxa_megatron.errors import LatxaError
 from tests.data.samples import DOCUMENTS, chat, contents, corpus, write_sources
@@ -61,9 +62,11 @@ def test_a_file_that_is_cut_short_is_refused_wherever_the_cut_is(compressed):
         compressed.write_bytes(whole[:length])
         if compressed.name == "frames.jsonl.zst" and frames_end(whole[:length]):
             continue  # a cut between two frames leaves a whole file
-        with pytest.raises(LatxaError) as error:
-            read(compressed)
-        assert str(error.value).startswith(f"{compressed}")
+        before = []
+        with pytest.raises(LatxaError, match="is damaged or cut short") as error:
+            before += (record for chunk in src.chunks(compressed) for record in src.records(chunk))
+        place = f"{compressed}:{len(before)}" if before else compressed
+        assert str(error.value).startswith(f"{place}: ")
 
 
 def test_a_file_that_is_none_is_refused(compressed):
@@ -147,6 +150,15 @@ def test_skipped_lines_are_counted_and_named(byte_tokenizer, tmp_path, chunk_byt
     assert [str(fault.file.name) for fault in verify(stores[0].directory).faults] == ["skipped.txt"]
     with pytest.raises(LatxaError, match="of other inputs"):
         build_store(stores[0].directory, byte_tokenizer, [corpus(files), chat(files)])
+
+
+def test_where_all_lines_are_skipped_the_first_is_named(byte_tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(BAD))
+    with pytest.raises(LatxaError, match=r"of 5 lines skipped the first is .*a\.jsonl:byte 0: the line is not") as error:
+        build_store(tmp_path / "store", byte_tokenizer, [find("eu", [str(path)])], skip_errors=True)
+    assert str(error.value).startswith(f"{path}: no document is left")
+    assert not list(tmp_path.glob("store*"))
 
 
 def test_another_field_has_the_text(byte_tokenizer, tmp_path):

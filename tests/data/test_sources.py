@@ -122,6 +122,9 @@ def test_the_longest_line_is_read_and_one_byte_more_is_refused(tmp_path):
     with pytest.raises(LatxaError, match="longer than") as error:
         list(sources.records(chunk, longest - 1))
     assert str(error.value).startswith(f"{path}:2: ")
+    for chunk_bytes in range(1, path.stat().st_size + 2):
+        found = [each for chunk in sources.chunks(path, chunk_bytes) for each in sources.records_or_why(chunk, longest - 1)]
+        assert [getattr(each, "text", None) for each in found] == ["bi", None, "hiru"]
 
 
 @pytest.mark.parametrize(

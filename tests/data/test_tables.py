@@ -158,7 +158,7 @@ BAD_ROWS = [
     ({"messages": []}, "at least one message"),
     ({"messages": [{"role": "user", "content": None}]}, "a string 'content'"),
     ({"messages": [None]}, "'role' and 'content'"),
-    ({"messages": [{"role": "user", "content": "a"}], "system": "b"}, "'system' beside the messages"),
+    ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "'system' beside the messages"),
 ]
 
 
@@ -192,7 +192,8 @@ def test_the_longest_row_is_read_and_one_byte_more_is_refused(path):
     [chunk] = src.chunks(path)
     assert len(list(src.records(chunk, 100))) == 2
     with pytest.raises(LatxaError, match="row 2: the row is longer than"):
-        list(src.records_or_why(chunk, 99))
+        list(src.records(chunk, 99))
+    assert [getattr(each, "text", None) for each in src.records_or_why(chunk, 99)] == ["bi", None]
 
 
 def test_a_table_without_a_row_is_a_source_without_a_document(path, byte_tokenizer, tmp_path):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import orjson
+
 from latxa_megatron.data.records import Record
 from latxa_megatron.data.sources import Source
 from latxa_megatron.errors import LatxaError
@@ -51,7 +53,8 @@ class Rules:
 
 
 def text_of(record: Record) -> str:
-    """What a record says: a document's text, or the contents of all turns."""
+    """What a record says: a document's text, or the contents of all turns, and their tool calls as JSON."""
     if record.text is not None:
         return record.text
-    return "\n\n".join(message["content"] for message in record.messages or [])
+    turns = ((message["content"], message.get("tool_calls")) for message in record.messages or [])
+    return "\n\n".join(content + (orjson.dumps(calls).decode() if calls else "") for content, calls in turns)

@@ -4,8 +4,10 @@ import random
 
 import pytest
 
+from latxa_megatron.data.sources import find
 from latxa_megatron.files import read_json
 from tests.data.cleaning.cleaned import Rules, clean, dropped, dropped_lines, kept_lines, source
+from tests.data.writers import write_jsonl
 
 pytest.importorskip("datatrove")
 
@@ -95,6 +97,14 @@ def test_exact_duplicates_are_those_of_a_dictionary(tmp_path):
     found = [(d["source"], d["line"], d["of"]["source"], d["of"]["line"]) for d in dropped(tmp_path / "out")]
     assert found == expected
     assert {d["score"] for d in dropped(tmp_path / "out")} == {1.0}
+
+
+def test_conversations_that_differ_in_what_they_call_are_two(tmp_path):
+    calls = [[{"function": {"name": "ordua", "arguments": {"hiria": hiria}}}] for hiria in ("Oñati", "Bergara", "Oñati")]
+    turns = [[{"role": "user", "content": "Ordua?"}, {"role": "assistant", "content": "", "tool_calls": each}] for each in calls]
+    path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": each} for each in turns])
+    clean(tmp_path / "out", [find("chat", [str(path)])], Rules(near=None))
+    assert dropped_lines(tmp_path / "out", "exact") == [3]
 
 
 def test_near_duplicates_are_not_found_through_exact_ones(tmp_path):
