@@ -5,13 +5,10 @@ texts at hand before a build uses it.
 """
 
 import importlib.util
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from latxa_megatron.data.sentence_piece import SentencePiece
 
 Flat = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """Ids of all texts end to end, and len(texts) + 1 offsets: those of text i are ids[offsets[i] : offsets[i + 1]]."""
@@ -22,6 +19,13 @@ class Engine(Protocol):
 
     def encode(self, texts: list[str]) -> Flat:
         """Ids of texts, with nothing before or after. Control tokens in them are text if backend.encode_special_tokens."""
+
+
+class Reference(Engine, Protocol):
+    """A reference beside `tokenizers`. hard: texts of its own to compare on. convertible: whether merges say all that it does."""
+
+    hard: list[str]
+    convertible: bool
 
 
 class HuggingFace:
@@ -78,7 +82,7 @@ HARD = [
 """Strings on which tokenizers have been seen to differ, or could."""
 
 
-def prove(backend: Any, texts: list[str], own: "SentencePiece | None" = None) -> tuple[Engine, str]:
+def prove(backend: Any, texts: list[str], own: Reference | None = None) -> tuple[Engine, str]:
     """The engine for a tokenizer, and in a few words why: the fast one if it is installed and agrees on HARD and on `texts`.
 
     own: the reference where it is not `tokenizers`.
