@@ -76,7 +76,7 @@ class Checks:
         yield from self.recipes("fp8 tensorwise, head in fp8", "fp8 tensorwise")
 
     def fp8_others(self) -> Iterator[Line]:
-        yield from self.recipes("fp8 delayed", "fp8 blockwise")
+        yield from self.recipes("fp8 blockwise", "fp8 delayed")
 
     def recipes(self, *names: str) -> Iterator[Line]:
         expected = statistics.mean(self.losses("bf16", SHAPE, 2048, LONG)[-20:])
