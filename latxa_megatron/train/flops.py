@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from latxa_megatron.model.llama import LlamaShape
 
-PEAK = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "B200": 2250}
+PEAK = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "GB200": 2500, "B200": 2250}
 """Dense bf16 TFLOP/s of NVIDIA's datasheets, by a part of the name that the driver gives; the first that fits."""
 
 

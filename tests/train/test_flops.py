@@ -30,4 +30,5 @@ def test_utilization():
     assert utilization(989.0, "NVIDIA H200") == 1.0
     assert utilization(78.0, "NVIDIA A100-SXM-64GB") == 0.25
     assert utilization(378.0, "NVIDIA H100 PCIe") == 0.5
+    assert utilization(1250.0, "NVIDIA GB200") == 0.5
     assert utilization(1.0, "Some other GPU") is None
