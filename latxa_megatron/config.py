@@ -67,6 +67,14 @@ class RunConfig(Section):
         if self.parallel.tp_overlap and self.parallel.tp == 1:
             raise ValueError("parallel.tp_overlap: there are no messages without parallel.tp of at least 2")
         self.precision.check()
+        if self.parallel.tp_overlap and self.parallel.cp > 1:
+            raise ValueError(
+                "parallel.tp_overlap: its buffers have one length, and parallel.cp pads each plan to its own; set it to false"
+            )
+        if self.parallel.tp_overlap and (self.precision.fp8 in ("blockwise", "mxfp8") or self.precision.dtype == "fp32"):
+            raise ValueError(
+                "parallel.tp_overlap: goes with bf16, and with the FP8 recipes tensorwise and delayed; set it to false"
+            )
         if self.train.global_batch % self.train.micro_batch:
             raise ValueError("train.global_batch: is not a multiple of train.micro_batch")
         return self

@@ -24,6 +24,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def processes_here() -> int | None:
+    """How many processes of the run torchrun started on this node; None where it did not start this one."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else None
+
+
 def processes() -> int:
     """How many processes the launcher started for the run; 1 where there is no launcher."""
     adopt_srun()

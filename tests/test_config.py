@@ -116,7 +116,8 @@ def test_what_does_not_fit_together_is_refused(run_file):
     file = run_file()
     assert "train.global_batch: is not a multiple of train.micro_batch" in message(file, ["train.micro_batch=3"])
     assert "parallel.vp: " in message(file, ["parallel.vp=2"])
-    assert "parallel.tp_overlap: " in message(file, ["parallel.tp_overlap=true"])
+    for other in ("parallel.tp=1", "parallel.cp=2", "precision.fp8=blockwise", "precision.dtype=fp32"):
+        assert "parallel.tp_overlap: " in message(file, ["parallel.tp=2", "parallel.tp_overlap=true", other])
     assert load_run(file, ["parallel.vp=2", "parallel.pp=2"]).parallel.vp == 2
 
 

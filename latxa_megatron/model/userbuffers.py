@@ -12,7 +12,7 @@ from latxa_megatron.model.layout import Precision
 
 
 def prepare(positions: int, hidden: int, tp: int, precision: Precision) -> None:
-    """Set up the buffers for a microbatch of so many positions on each context-parallel rank. Once a process; all ranks call it.
+    """Set up the buffers for a microbatch of so many positions, in place of those of an earlier run. All ranks call it.
 
     Where NCCL is told to leave NVLink's multicast alone (NCCL_NVLS_ENABLE=0), so are they.
     """
@@ -22,6 +22,7 @@ def prepare(positions: int, hidden: int, tp: int, precision: Precision) -> None:
     wanted = [modes.NONE] if precision.fp8 == "none" else [modes.FP8]
     if precision.fp8 != "none" and any(precision.bf16_layers):
         wanted.append(modes.NONE)
+    base.destroy_ub()
     base.initialize_ub(
         shape=[positions, hidden],
         tp_size=tp,

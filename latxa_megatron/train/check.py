@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from latxa_megatron import launcher
 from latxa_megatron.config import RunConfig
 from latxa_megatron.data.dataset import open_samples
 from latxa_megatron.data.exported import Export
@@ -38,6 +39,11 @@ def check_run(run: RunConfig, world_size: int) -> None:
     _check_packages(run.logging)
     shape = LlamaShape.from_hf(run.model.hf)
     check_spread(run, shape, world_size)
+    here = launcher.processes_here()
+    if run.parallel.tp_overlap and here and here % run.parallel.tp:
+        raise LatxaError(
+            f"parallel.tp_overlap: a node has {here} processes, no multiple of tp {run.parallel.tp}; set it to false"
+        )
     if run.model.checkpoint and not run.model.checkpoint.is_dir():
         raise LatxaError(f"model.checkpoint: there is no checkpoint {run.model.checkpoint}; `latxa convert import` makes one")
     _check_data(run, shape)

@@ -6,6 +6,7 @@ that is down. Rank 0 tells all.
 """
 
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -26,7 +27,7 @@ GRACE = 5.0
 MEETING = 60.0
 """Seconds that the ranks have to connect."""
 
-_HELLO, _GONE, _LEAVES = struct.Struct("!16si"), struct.Struct("!i"), b"."
+_HELLO, _WELCOME, _GONE, _LEAVES = struct.Struct("!16si"), b"+", struct.Struct("!i"), b"."
 _NOBODY = -1
 
 _connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -53,10 +54,11 @@ class Peers:
             try:
                 self._meet()
             except OSError as error:
+                whom = "not all ranks" if self._rank == 0 else "rank 0"
                 print(
-                    f"rank {self._rank}: no connection to rank 0 ({error}); if a rank dies the others may wait", file=sys.stderr
+                    f"rank {self._rank}: no connection with {whom} ({error}); ranks may wait for one that dies", file=sys.stderr
                 )
-            else:
+            if self._others:
                 threading.Thread(target=self._watch, name="peers", daemon=True).start()
         return self
 
@@ -72,7 +74,10 @@ class Peers:
     def _meet(self) -> None:
         """Connect rank 0 with each other. A stranger's connection, as of a port scan, does not know the word."""
         if self._rank == 0:
-            with socket.create_server(("", 0), backlog=self._ranks) as door:
+            _allow_files(self._ranks)
+            both = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both else socket.AF_INET
+            with socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=self._ranks) as door:
                 word = secrets.token_bytes(16)
                 dist.broadcast_object_list([(door.getsockname()[1], word)], src=0)
                 deadline = time.monotonic() + MEETING
@@ -85,13 +90,17 @@ class Peers:
             port, word = found[0]
             connection = socket.create_connection((launcher.first_host(), port), timeout=MEETING)
             connection.sendall(_HELLO.pack(word, self._rank))
+            if not _receive(connection, len(_WELCOME)):
+                raise OSError("it took no more of them")
             self._keep(connection, 0)
 
     def _admit(self, connection: socket.socket, word: bytes) -> None:
-        connection.settimeout(MEETING / 12)
+        connection.settimeout(1.0)
         said = _receive(connection, _HELLO.size)
         if said and secrets.compare_digest(_HELLO.unpack(said)[0], word):
             self._keep(connection, _HELLO.unpack(said)[1])
+            with suppress(OSError):  # where it is gone again the watch will see that
+                connection.sendall(_WELCOME)
         else:
             connection.close()
 
@@ -137,6 +146,14 @@ class Peers:
         if not self._over.wait(GRACE):
             print(f"rank {gone} is gone, and rank {self._rank} ends with it", file=sys.stderr, flush=True)
             os._exit(1)
+
+
+def _allow_files(count: int) -> None:
+    """So many more open files than the soft limit has, as far as the hard one goes: it is often 1024, and ranks can be more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

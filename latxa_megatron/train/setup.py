@@ -70,10 +70,10 @@ def set_up(run: RunConfig) -> Job:
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)
-    if run.parallel.tp_overlap:
+    if run.parallel.tp_overlap and device.has_transformer_engine():
         from latxa_megatron.model import userbuffers  # needs Transformer Engine
 
-        positions = padded_length(dataset) * run.train.micro_batch // run.parallel.cp
+        positions = padded_length(dataset) * run.train.micro_batch
         userbuffers.prepare(positions, shape.hidden, run.parallel.tp, precision(run))
     chunks = build_model(shape, layout(run), precision(run), run.train.recompute, deterministic=run.train.deterministic)
     noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)

@@ -1,6 +1,6 @@
 """A run of which one rank is killed in its second step, while the others wait for it as in an operation of NCCL's: for ever.
 
-A process that it had forked, as a save does, outlives it. After DOOMED_RANK come the run file and overrides.
+A process that it had forked, as a save does, outlives it. Or it fails. After DOOMED_RANK and HOW come the run file and overrides.
 """
 
 import os
@@ -26,6 +26,8 @@ def faulty(*arguments, **options):
     calls += 1
     if calls == 2:
         if dist.get_rank() == int(sys.argv[1]):
+            if sys.argv[2] == "fails":
+                raise RuntimeError("of this rank alone")
             if os.fork() == 0:
                 time.sleep(LONG)
                 os._exit(0)
@@ -39,4 +41,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     step.forward_backward = faulty
     peers.GRACE = 1.0
-    train(load_run(Path(sys.argv[2]), sys.argv[3:]))
+    train(load_run(Path(sys.argv[3]), sys.argv[4:]))
