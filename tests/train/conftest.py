@@ -25,9 +25,12 @@ ONE_PROCESS = {
     "recomputed attention": ["train.recompute=selective"],
     "two recomputed layers": ["train.recompute=2"],
 }
+FAST_ROPE = {"rope_type": "default", "rope_theta": 10.0}
 OTHERS = {  # models beside the usual one
     "tied": {"tied": True, "seed": 2},
-    "qwen2": {"family": "Qwen2", "seed": 3},
+    # Softmax does not see a shift that all keys share: a bias of keys is felt through RoPE alone. At the usual base the slowest
+    # pairs hardly turn within a document: their biases' gradients are so small that fp32's rounding shows in AdamW's updates.
+    "qwen2": {"family": "Qwen2", "seed": 3, "rope": FAST_ROPE},
     "qwen3": {"family": "Qwen3", "seed": 4, "head_dim": 16},
 }
 
