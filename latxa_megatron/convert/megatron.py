@@ -44,7 +44,7 @@ def _named_by_tracker(root: Path) -> Path | None:
 class MegatronTensors:
     """The tensors that the rows of a model of a shape name.
 
-    Raises LatxaError where one is missing, has other sizes, or is none of such a model's.
+    Raises LatxaError where one is missing, or a part of it, has other sizes, or is none of such a model's.
     """
 
     def __init__(self, directory: Path, shape: LlamaShape) -> None:
@@ -88,6 +88,7 @@ class MegatronTensors:
             padded = row.padded and sizes[1:] == wanted[1:] and sizes[0] > wanted[0]
             if sizes != wanted and not padded:
                 raise LatxaError(f"{self._directory}: {name} has the shape {sizes}; config.json says {wanted}")
+            self._reader.check(name)
 
     def dtype(self, row: Row) -> torch.dtype:
         return self._reader.dtype(self._name(row, 0))

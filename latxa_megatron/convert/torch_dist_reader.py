@@ -25,11 +25,12 @@ _COMMON_KEY = "common_state/shard_0_1"
 class TorchDistReader:
     """The tensors of a checkpoint by name. Needs no process group.
 
-    Raises LatxaError for a directory that is no torch_dist checkpoint, and from read for files that are damaged.
+    Raises LatxaError for a directory that is no torch_dist checkpoint, and from check and read for files that are damaged.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._sizes: dict[str, int] = {}
         try:
             self._metadata = FileSystemReader(directory).read_metadata()
         except Exception as error:  # the metadata is a pickle: a damaged one raises anything
@@ -67,6 +68,25 @@ class TorchDistReader:
 
     def dtype(self, name: str) -> torch.dtype:
         return self._stored(name).properties.dtype
+
+    def check(self, name: str) -> None:
+        """Raise LatxaError where not all of a tensor is there, by the list of its parts and the sizes of the files."""
+        stored, held = self._stored(name), 0
+        for chunk in stored.chunks:
+            info = self._metadata.storage_data.get(MetadataIndex(name, chunk.offsets))
+            if info is None or self._size(info.relative_path) < info.offset + info.length:
+                where = "the files" if info is None else info.relative_path
+                raise LatxaError(f"{self._directory}: a part of {name} is missing from {where}; the checkpoint is damaged")
+            held += chunk.sizes.numel()
+        if held != stored.size.numel():
+            raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
+
+    def _size(self, file: str) -> int:
+        """In bytes; 0 for a file that is missing."""
+        if file not in self._sizes:
+            path = self._directory / file
+            self._sizes[file] = path.stat().st_size if path.is_file() else 0
+        return self._sizes[file]
 
     def read(self, name: str, layer: int | None = None, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of a tensor, or with `layer` of that entry of its first axis, which is not in the result."""
