@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from latxa_megatron.convert.pickles import load_safely, read_metadata
 from latxa_megatron.errors import LatxaError
 
 COMMON = "common.pt"
+METADATA = ".metadata"
 _COMMON_KEY = "common_state/shard_0_1"
 
 
@@ -32,8 +32,8 @@ class TorchDistReader:
         self._directory = directory
         self._sizes: dict[str, int] = {}
         try:
-            self._metadata = FileSystemReader(directory).read_metadata()
-        except Exception as error:  # the metadata is a pickle: a damaged one raises anything
+            self._metadata = read_metadata(directory / METADATA)
+        except Exception as error:  # a damaged pickle raises anything
             raise LatxaError(f"{directory}: is not a whole torch_dist checkpoint ({error})") from None
 
     def _stored(self, name: str) -> TensorStorageMetadata:
@@ -50,12 +50,12 @@ class TorchDistReader:
         """
         try:
             if (self._directory / COMMON).is_file():
-                found = _load_safely((self._directory / COMMON).read_bytes())
+                found = load_safely((self._directory / COMMON).read_bytes())
             else:
-                state = {_COMMON_KEY: io.BytesIO()}
-                load(state, storage_reader=FileSystemReader(self._directory), no_dist=True)
-                stored: Any = state[_COMMON_KEY]
-                found = (_load_safely(stored.getvalue()) if isinstance(stored, io.BytesIO) else stored)[0]
+                info = self._metadata.storage_data[MetadataIndex(_COMMON_KEY)]
+                with (self._directory / info.relative_path).open("rb") as file:
+                    file.seek(info.offset)
+                    found = load_safely(file.read(info.length))[0]
         except Exception:
             return {}
         return found if isinstance(found, dict) else {}
@@ -132,23 +132,6 @@ class TorchDistReader:
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
         return torch.frombuffer(content, dtype=like.dtype).view(like.shape)
-
-
-class _Unknown:
-    """In place of an object of a class that is not known as safe."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Unknown":
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _load_safely(content: bytes) -> Any:
-    """What torch.save wrote, without the content of objects that are not known as safe."""
-    unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
-    with safe_globals([(_Unknown, name) for name in unknown]):
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 class _Strides(pickle.Unpickler):

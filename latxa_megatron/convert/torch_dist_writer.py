@@ -26,10 +26,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from latxa_megatron.convert.hashed import HashedFile, hashed
-from latxa_megatron.convert.torch_dist_reader import COMMON
+from latxa_megatron.convert.torch_dist_reader import COMMON, METADATA
 from latxa_megatron.files import sha256
 
-METADATA = ".metadata"
 CONFIG = "metadata.json"
 
 
