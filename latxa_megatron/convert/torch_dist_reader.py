@@ -31,6 +31,8 @@ class TorchDistReader:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._sizes: dict[str, int] = {}
+        self._by_layer: dict[str, dict[int, list[ChunkStorageMetadata]]] = {}
+        self._data: dict[tuple[str, int], tuple[int, int, bool]] = {}
         try:
             self._metadata = read_metadata(directory / METADATA)
         except Exception as error:  # a damaged pickle raises anything
@@ -96,9 +98,7 @@ class TorchDistReader:
         stop = sizes[0] if stop is None else stop
         found = torch.empty((stop - start, *sizes[1:]), dtype=stored.properties.dtype)
         left = found.numel()
-        for chunk in stored.chunks:
-            if layer is not None and not 0 <= layer - chunk.offsets[0] < chunk.sizes[0]:
-                continue
+        for chunk in self._chunks(name, layer):
             first, last = max(start, chunk.offsets[axis]), min(stop, chunk.offsets[axis] + chunk.sizes[axis])
             if first < last:
                 place = found[first - start : last - start]
@@ -107,31 +107,48 @@ class TorchDistReader:
                 skipped = first - chunk.offsets[axis]
                 if layer is not None:
                     skipped += (layer - chunk.offsets[0]) * chunk.sizes[1]
-                place.copy_(self._rows(name, chunk, place, skipped))
+                self._fill(place, name, chunk, skipped)
                 left -= place.numel()
         if left:
             raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
         return found
 
-    def _rows(self, name: str, chunk: ChunkStorageMetadata, like: Tensor, skipped: int) -> Tensor:
-        """Rows of a stored part, which are as large as `like`, after so many others."""
+    def _chunks(self, name: str, layer: int | None) -> list[ChunkStorageMetadata]:
+        """The stored parts of a tensor, or those that have something of an entry of its first axis."""
+        stored = self._stored(name)
+        if layer is None:
+            return stored.chunks
+        if name not in self._by_layer:
+            found: dict[int, list[ChunkStorageMetadata]] = {}
+            for chunk in stored.chunks:
+                for each in range(chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]):
+                    found.setdefault(each, []).append(chunk)
+            self._by_layer[name] = found
+        return self._by_layer[name].get(layer, [])
+
+    def _fill(self, place: Tensor, name: str, chunk: ChunkStorageMetadata, skipped: int) -> None:
+        """Put into `place` as many rows of a stored part as it has, after so many others."""
+        rows = place if place.is_contiguous() else torch.empty(place.shape, dtype=place.dtype)
         try:
             info = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
             with (self._directory / info.relative_path).open("rb") as file:
-                begin, length, in_order = _data(file, info.offset, info.length)
-                if length != chunk.sizes.numel() * like.itemsize:
+                if (where := (info.relative_path, info.offset)) not in self._data:
+                    self._data[where] = _data(file, info.offset, info.length)
+                begin, length, in_order = self._data[where]
+                if length != chunk.sizes.numel() * rows.itemsize:
                     raise ValueError("a part has another size than it says")
-                if not in_order:
+                if in_order:
+                    file.seek(begin + skipped * (rows.nbytes // len(rows)))
+                    if file.readinto(rows.view(torch.uint8).numpy().data.cast("B")) != rows.nbytes:
+                        raise EOFError("a file ends too early")
+                else:
                     file.seek(info.offset)
                     whole = torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
-                    return whole.reshape(-1, *like.shape[1:])[skipped : skipped + len(like)]
-                content = bytearray(like.numel() * like.itemsize)
-                file.seek(begin + skipped * (len(content) // len(like)))
-                if file.readinto(content) != len(content):
-                    raise EOFError("a file ends too early")
+                    rows.copy_(whole.reshape(-1, *rows.shape[1:])[skipped : skipped + len(rows)])
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
-        return torch.frombuffer(content, dtype=like.dtype).view(like.shape)
+        if rows is not place:
+            place.copy_(rows)
 
 
 class _Strides(pickle.Unpickler):

@@ -13,8 +13,11 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from latxa_megatron.convert import exporter, importer
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
+from latxa_megatron.convert.megatron import MegatronTensors
+from latxa_megatron.convert.names import parts
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import sha256
+from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train.checkpoint import read_facts
 from latxa_megatron.train.distributed import connected
 from tests.data.writers import write_tokenizer
@@ -67,6 +70,19 @@ def test_tensors_in_pieces_are_the_same(piece, tmp_path, monkeypatch):
         assert expected.pop(key) == found.pop(key)
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_no_piece_is_larger_than_was_asked_for(family, tmp_path):
+    """Nor of queries, keys and values, which stand group by group in one tensor."""
+    source = write_llama(tmp_path / "hf", family=family)
+    shape = LlamaShape.from_hf(source)
+    tensors = MegatronTensors(import_hf(source, tmp_path / "ckpt"), shape)
+    for name, tensor in load_file(source / "model.safetensors").items():
+        row, part, layer = parts(shape)[name]
+        pieces = list(tensors.pieces(row, part, layer, 600))
+        assert max(piece.nbytes for piece in pieces) <= 600
+        assert torch.equal(torch.cat(pieces), tensor)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
