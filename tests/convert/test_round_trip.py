@@ -198,6 +198,9 @@ def test_chat_templates_by_name_are_found_by_transformers(tmp_path):
     export_hf(tmp_path / "ckpt", tmp_path / "like", like=source)
     for out in ("own", "like"):
         assert transformers.AutoTokenizer.from_pretrained(tmp_path / out).chat_template == templates
+    own = {str(path.relative_to(tmp_path / "own")): sha256(path) for path in (tmp_path / "own").rglob("*") if path.is_file()}
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert card.split("| --- | --- |\n")[-1] == "".join(f"| {f} | `{own[f]}` |\n" for f in sorted(own) if f != "README.md")
     (source / "additional_chat_templates" / "rag.jinja").unlink()
     import_hf(source, tmp_path / "ckpt")
     kept = tmp_path / "ckpt" / "hf" / "additional_chat_templates"
