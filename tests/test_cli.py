@@ -131,6 +131,8 @@ def test_one_sentence_and_status_2(name, inputs, byte_tokenizer, model, latxa):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    if arguments[0] == "convert":
+        assert result.stdout == ""  # not a bar of what was not begun, either
     assert sorted(path.name for path in inputs.iterdir()) == before
 
 

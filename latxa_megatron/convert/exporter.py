@@ -15,7 +15,7 @@ from latxa_megatron.convert.safetensors_writer import NAMES, Entry, write_safete
 from latxa_megatron.convert.source import FORGOTTEN
 from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
 from latxa_megatron.errors import LatxaError
-from latxa_megatron.files import new_directory, read_json, require_space, write_atomically, write_json
+from latxa_megatron.files import new_directory, read_json, require_space, sha256, write_atomically, write_json
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 
@@ -59,7 +59,9 @@ def export_hf(
         if set(files) != {SINGLE}:
             index = {entry.name: file for file, entries in files.items() for entry in entries}
             write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-        card = model_card(out.name, checkpoint.read_facts(directory), origin.model, {file: sums[file] for file in sorted(files)})
+        more = [str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()]
+        sums |= {name: sha256(partial / name) for name in more if name not in sums}
+        card = model_card(out.name, checkpoint.read_facts(directory), origin.model, dict(sorted(sums.items())))
         write_atomically(partial / NAME, card)
     return directory
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ class HashedFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
+        self._beside = ThreadPoolExecutor(1)
         self._at = 0
         self.failed: OSError | None = None
 
@@ -22,12 +24,14 @@ class HashedFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Write bytes, or what is like them. Raises OSError where the disk does."""
-        self._hash.update(data)
+        hashing = self._beside.submit(self._hash.update, data)
         try:
             self._file.write(data)
         except OSError as error:
             self.failed = error
             raise
+        finally:
+            hashing.result()  # after which the data may change
         self._at += memoryview(data).nbytes
         return memoryview(data).nbytes
 
@@ -41,6 +45,7 @@ class HashedFile(io.RawIOBase):
     def close(self) -> None:
         super().close()
         self._file.close()
+        self._beside.shutdown()
 
     def sha256(self) -> str:
         """Of what was written so far, in hex."""

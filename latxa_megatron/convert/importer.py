@@ -45,7 +45,7 @@ def import_hf(
     adapter: a directory of a LoRA of PEFT's, which is merged into the weights. workers: threads, each with a file of the source;
     the result does not depend on them. Does nothing where OUT holds the import of the same directory. Raises LatxaError for a
     model of no known family, a tensor that is missing or has another shape than config.json says, a disk that is too small, and
-    where OUT holds something else.
+    where OUT holds something else, or lacks a file by now.
     """
     shape = LlamaShape.from_hf(hf)
     tensors = HfTensors(hf) if adapter is None else AdaptedTensors(hf, adapter)
@@ -60,6 +60,7 @@ def import_hf(
             sums = {path.name: sha256(path) for path in tensors.files()}
             if checkpoint.read_facts(final).get("imported") != {**tensors.settings(), "files": sums}:
                 raise LatxaError(f"{final}: holds another checkpoint; remove it or name another directory")
+            checkpoint.resolve(out)  # is whole
         else:
             shutil.rmtree(out / ORIGIN, ignore_errors=True)
             require_space(out, sum(each.piece.bytes for each in pieces))

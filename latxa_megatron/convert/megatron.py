@@ -44,7 +44,7 @@ def _named_by_tracker(root: Path) -> Path | None:
 class MegatronTensors:
     """The tensors that the rows of a model of a shape name.
 
-    Raises LatxaError where one is missing, has other sizes, or is none of such a model's.
+    Raises LatxaError where one is missing, or a part of it, has other sizes, or is none of such a model's.
     """
 
     def __init__(self, directory: Path, shape: LlamaShape) -> None:
@@ -64,6 +64,8 @@ class MegatronTensors:
                     raise LatxaError(f"{directory}: has a tensor {name}, which a model of config.json has not")
         for row in table:
             self._check(row)
+        for name in sorted(known):
+            self._reader.check(name)
 
     def _name(self, row: Row, layer: int) -> str:
         if row.in_layers and not self._stacked:
@@ -93,19 +95,13 @@ class MegatronTensors:
         return self._reader.dtype(self._name(row, 0))
 
     def pieces(self, row: Row, part: int, layer: int, size: int) -> Iterator[Tensor]:
-        """The rows of a part of a row's tensor in a layer, in order, some at a time, of about so many bytes.
-
-        Of a tensor that is by heads, all parts are read at once.
-        """
+        """The rows of a part of a row's tensor in a layer, in order, some at a time, of about so many bytes at most."""
         name, place = self._name(row, layer), layer if row.in_layers and self._stacked else None
-        order = runs(self._shape, row)
-        if row.by_heads:
-            found = self._reader.read(name, place).split([run.rows for run in order])
-            yield from (some for run, some in zip(order, found, strict=True) if run.part == part)
-            return
-        first = sum(run.rows for run in order[:part])
-        end = first + order[part].rows
-        width = math.prod(self._shape.tensor_shape(row.hf[part])[1:]) * self._reader.dtype(name).itemsize
-        step = max(1, size // width)
-        for start in range(first, end, step):
-            yield self._reader.read(name, place, start, min(start + step, end))
+        step = max(1, size // (math.prod(self._shape.tensor_shape(row.hf[part])[1:]) * self._reader.dtype(name).itemsize))
+        first = 0
+        for run in runs(self._shape, row):
+            end = first + run.rows
+            if run.part == part:
+                for start in range(first, end, step):
+                    yield self._reader.read(name, place, start, min(start + step, end))
+            first = end

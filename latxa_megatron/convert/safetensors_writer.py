@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latxa_megatron.convert.hashed import hashed
+from latxa_megatron.convert.threads import ahead
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -49,7 +50,7 @@ def write_safetensors(
     with hashed(path, sums) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
-            for piece in entry.pieces:
+            for piece in ahead(entry.pieces):
                 report(file.write(piece.contiguous().view(torch.uint8).numpy().data))
         if file.tell() != 8 + len(text) + end:
             raise AssertionError(f"{path}: the pieces are not as large as the tensors")

@@ -12,27 +12,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from latxa_megatron.convert.pickles import load_safely, read_metadata
 from latxa_megatron.errors import LatxaError
 
 COMMON = "common.pt"
+METADATA = ".metadata"
 _COMMON_KEY = "common_state/shard_0_1"
 
 
 class TorchDistReader:
     """The tensors of a checkpoint by name. Needs no process group.
 
-    Raises LatxaError for a directory that is no torch_dist checkpoint, and from read for files that are damaged.
+    Raises LatxaError for a directory that is no torch_dist checkpoint, and from check and read for files that are damaged.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._sizes: dict[str, int] = {}
+        self._by_layer: dict[str, dict[int, list[ChunkStorageMetadata]]] = {}
+        self._data: dict[tuple[str, int], tuple[int, int, bool]] = {}
         try:
-            self._metadata = FileSystemReader(directory).read_metadata()
-        except Exception as error:  # the metadata is a pickle: a damaged one raises anything
+            self._metadata = read_metadata(directory / METADATA)
+        except Exception as error:  # a damaged pickle raises anything
             raise LatxaError(f"{directory}: is not a whole torch_dist checkpoint ({error})") from None
 
     def _stored(self, name: str) -> TensorStorageMetadata:
@@ -49,12 +52,12 @@ class TorchDistReader:
         """
         try:
             if (self._directory / COMMON).is_file():
-                found = _load_safely((self._directory / COMMON).read_bytes())
+                found = load_safely((self._directory / COMMON).read_bytes())
             else:
-                state = {_COMMON_KEY: io.BytesIO()}
-                load(state, storage_reader=FileSystemReader(self._directory), no_dist=True)
-                stored: Any = state[_COMMON_KEY]
-                found = (_load_safely(stored.getvalue()) if isinstance(stored, io.BytesIO) else stored)[0]
+                info = self._metadata.storage_data[MetadataIndex(_COMMON_KEY)]
+                with (self._directory / info.relative_path).open("rb") as file:
+                    file.seek(info.offset)
+                    found = load_safely(file.read(info.length))[0]
         except Exception:
             return {}
         return found if isinstance(found, dict) else {}
@@ -68,6 +71,25 @@ class TorchDistReader:
     def dtype(self, name: str) -> torch.dtype:
         return self._stored(name).properties.dtype
 
+    def check(self, name: str) -> None:
+        """Raise LatxaError where not all of a tensor is there, by the list of its parts and the sizes of the files."""
+        stored, held = self._stored(name), 0
+        for chunk in stored.chunks:
+            info = self._metadata.storage_data.get(MetadataIndex(name, chunk.offsets))
+            if info is None or self._size(info.relative_path) < info.offset + info.length:
+                where = "the files" if info is None else info.relative_path
+                raise LatxaError(f"{self._directory}: a part of {name} is missing from {where}; the checkpoint is damaged")
+            held += chunk.sizes.numel()
+        if held != stored.size.numel():
+            raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
+
+    def _size(self, file: str) -> int:
+        """In bytes; 0 for a file that is missing."""
+        if file not in self._sizes:
+            path = self._directory / file
+            self._sizes[file] = path.stat().st_size if path.is_file() else 0
+        return self._sizes[file]
+
     def read(self, name: str, layer: int | None = None, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of a tensor, or with `layer` of that entry of its first axis, which is not in the result."""
         stored = self._stored(name)
@@ -76,9 +98,7 @@ class TorchDistReader:
         stop = sizes[0] if stop is None else stop
         found = torch.empty((stop - start, *sizes[1:]), dtype=stored.properties.dtype)
         left = found.numel()
-        for chunk in stored.chunks:
-            if layer is not None and not 0 <= layer - chunk.offsets[0] < chunk.sizes[0]:
-                continue
+        for chunk in self._chunks(name, layer):
             first, last = max(start, chunk.offsets[axis]), min(stop, chunk.offsets[axis] + chunk.sizes[axis])
             if first < last:
                 place = found[first - start : last - start]
@@ -87,48 +107,48 @@ class TorchDistReader:
                 skipped = first - chunk.offsets[axis]
                 if layer is not None:
                     skipped += (layer - chunk.offsets[0]) * chunk.sizes[1]
-                place.copy_(self._rows(name, chunk, place, skipped))
+                self._fill(place, name, chunk, skipped)
                 left -= place.numel()
         if left:
             raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
         return found
 
-    def _rows(self, name: str, chunk: ChunkStorageMetadata, like: Tensor, skipped: int) -> Tensor:
-        """Rows of a stored part, which are as large as `like`, after so many others."""
+    def _chunks(self, name: str, layer: int | None) -> list[ChunkStorageMetadata]:
+        """The stored parts of a tensor, or those that have something of an entry of its first axis."""
+        stored = self._stored(name)
+        if layer is None:
+            return stored.chunks
+        if name not in self._by_layer:
+            found: dict[int, list[ChunkStorageMetadata]] = {}
+            for chunk in stored.chunks:
+                for each in range(chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]):
+                    found.setdefault(each, []).append(chunk)
+            self._by_layer[name] = found
+        return self._by_layer[name].get(layer, [])
+
+    def _fill(self, place: Tensor, name: str, chunk: ChunkStorageMetadata, skipped: int) -> None:
+        """Put into `place` as many rows of a stored part as it has, after so many others."""
+        rows = place if place.is_contiguous() else torch.empty(place.shape, dtype=place.dtype)
         try:
             info = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
             with (self._directory / info.relative_path).open("rb") as file:
-                begin, length, in_order = _data(file, info.offset, info.length)
-                if length != chunk.sizes.numel() * like.itemsize:
+                if (where := (info.relative_path, info.offset)) not in self._data:
+                    self._data[where] = _data(file, info.offset, info.length)
+                begin, length, in_order = self._data[where]
+                if length != chunk.sizes.numel() * rows.itemsize:
                     raise ValueError("a part has another size than it says")
-                if not in_order:
+                if in_order:
+                    file.seek(begin + skipped * (rows.nbytes // len(rows)))
+                    if file.readinto(rows.view(torch.uint8).numpy().data.cast("B")) != rows.nbytes:
+                        raise EOFError("a file ends too early")
+                else:
                     file.seek(info.offset)
                     whole = torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
-                    return whole.reshape(-1, *like.shape[1:])[skipped : skipped + len(like)]
-                content = bytearray(like.numel() * like.itemsize)
-                file.seek(begin + skipped * (len(content) // len(like)))
-                if file.readinto(content) != len(content):
-                    raise EOFError("a file ends too early")
+                    rows.copy_(whole.reshape(-1, *rows.shape[1:])[skipped : skipped + len(rows)])
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
-        return torch.frombuffer(content, dtype=like.dtype).view(like.shape)
-
-
-class _Unknown:
-    """In place of an object of a class that is not known as safe."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Unknown":
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _load_safely(content: bytes) -> Any:
-    """What torch.save wrote, without the content of objects that are not known as safe."""
-    unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
-    with safe_globals([(_Unknown, name) for name in unknown]):
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if rows is not place:
+            place.copy_(rows)
 
 
 class _Strides(pickle.Unpickler):

@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from latxa_megatron.convert.hashed import HashedFile, hashed
-from latxa_megatron.convert.torch_dist_reader import COMMON
+from latxa_megatron.convert.threads import ahead
+from latxa_megatron.convert.torch_dist_reader import COMMON, METADATA
 from latxa_megatron.files import sha256
 
-METADATA = ".metadata"
 CONFIG = "metadata.json"
 
 
@@ -73,9 +73,9 @@ class TorchDistWriter:
         path = self._directory / f"__0_{number}.distcp"
         places = []
         with hashed(path, self._sums) as file:
-            for piece in pieces:
+            for piece, content in zip(pieces, ahead(piece.read() for piece in pieces), strict=True):
                 begin = file.tell()
-                _save(piece.read(), file)
+                _save(content, file)
                 places.append((piece, _StorageInfo(path.name, begin, file.tell() - begin)))
                 report(piece.bytes)
         self._places[number] = places

@@ -1,6 +1,8 @@
 """What is not a whole model is refused by name, before anything is written; no header, however wrong, does anything else."""
 
 import json
+import os
+import pickle
 import random
 import resource
 import shutil
@@ -11,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latxa_megatron.convert import importer
+from latxa_megatron.convert import exporter, importer
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.hf import HfTensors
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.convert.megatron import resolve
 from latxa_megatron.convert.torch_dist_writer import Piece, Stored, TorchDistWriter
+from latxa_megatron.convert.verify import verify
 from latxa_megatron.errors import LatxaError
 from tests.tiny import write_llama
 
@@ -220,6 +223,33 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         resolve(tmp_path / "old" / "iter_0000010")
     with pytest.raises(LatxaError, match="holds no Megatron checkpoint"):
         resolve(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", ["short", "absent", "a part is not in the list"])
+def test_a_checkpoint_that_lacks_numbers_is_refused_before_any_is_written(kind, monkeypatch, tmp_path):
+    """Named itself, as those of other programs are, it is not compared with a run.json."""
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    file = directory / "__0_0.distcp"
+    if kind == "short":
+        os.truncate(file, file.stat().st_size - 1)
+    elif kind == "absent":
+        file.unlink()
+    else:
+        metadata = pickle.loads((directory / ".metadata").read_bytes())
+        metadata.state_dict_metadata["decoder.layers.mlp.linear_fc2.weight"].chunks.pop()
+        (directory / ".metadata").write_bytes(pickle.dumps(metadata))
+    monkeypatch.setattr(exporter, "write_safetensors", None)
+    for use in (lambda: export_hf(directory, tmp_path / "out"), lambda: verify(tmp_path / "hf", directory)):
+        with pytest.raises(LatxaError, match=r"is missing from __0_0.distcp; the|fc2.weight is not whole; the"):
+            use()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf"]
+
+
+def test_an_import_that_has_lost_a_file_is_not_done(tmp_path):
+    source = write_llama(tmp_path / "hf")
+    (import_hf(source, tmp_path / "ckpt") / "__0_1.distcp").unlink()
+    with pytest.raises(LatxaError, match=r"iter_0000000: is not whole by its run.json, a file is missing"):
+        import_hf(source, tmp_path / "ckpt")
 
 
 def test_a_damaged_checkpoint_is_not_passed_over_in_silence(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints as other programs lay them out, written by megatron-core's own save, are exported as they are."""
 
 import enum
+import pickle
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 
+from latxa_megatron.convert import importer, torch_dist_writer
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
 from latxa_megatron.convert.megatron import resolve
@@ -186,12 +189,30 @@ def test_a_tensor_too_many_is_refused(tmp_path):
         export_hf(tmp_path / "other", tmp_path / "out", like=like)
 
 
-def test_no_code_of_a_checkpoint_is_run(tmp_path):
-    """Its arguments are a pickle."""
-    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
-    torch.save({"args": Namespace(num_layers=4, other=Harmful(str(tmp_path / "touched")))}, directory / "common.pt")
+@pytest.mark.parametrize("place", ["common.pt", "among the tensors", ".metadata"])
+def test_no_code_of_a_checkpoint_is_run(place, tmp_path, monkeypatch):
+    """Its arguments are a pickle, in a file or, since megatron-core 0.19, among the tensors; so is the list of these."""
+    hf, harmful = write_llama(tmp_path / "hf"), Harmful(str(tmp_path / "touched"))
+    state = {"args": Namespace(num_layers=4, other=harmful)}
+    if place == "among the tensors":
+        own = torch_dist_writer._save
+        monkeypatch.setattr(torch_dist_writer, "_save", lambda value, file: own([state] if value == [None] else value, file))
+        monkeypatch.setattr(importer, "states", lambda shape: ["common_state/shard_0_1"])
+    directory = import_hf(hf, tmp_path / "ckpt")
+    if place == "common.pt":
+        torch.save(state, directory / "common.pt")
+    elif place == "among the tensors":
+        (directory / "common.pt").unlink()
+    else:
+        metadata = FileSystemReader(directory).read_metadata()
+        metadata.planner_data = {"x": harmful}
+        (directory / ".metadata").write_bytes(pickle.dumps(metadata))
     assert TorchDistReader(directory).common()["args"].num_layers == 4
+    export_hf(directory, tmp_path / "out", like=hf)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(hf / "model.safetensors").keys()
     assert not (tmp_path / "touched").exists()
+    pickle.loads(pickle.dumps(harmful))
+    assert (tmp_path / "touched").exists()  # it would have been noticed
 
 
 @pytest.mark.parametrize("stacked", [True, False])

@@ -13,8 +13,11 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from latxa_megatron.convert import exporter, importer
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
+from latxa_megatron.convert.megatron import MegatronTensors
+from latxa_megatron.convert.names import parts
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import sha256
+from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train.checkpoint import read_facts
 from latxa_megatron.train.distributed import connected
 from tests.data.writers import write_tokenizer
@@ -67,6 +70,19 @@ def test_tensors_in_pieces_are_the_same(piece, tmp_path, monkeypatch):
         assert expected.pop(key) == found.pop(key)
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_no_piece_is_larger_than_was_asked_for(family, tmp_path):
+    """Nor of queries, keys and values, which stand group by group in one tensor."""
+    source = write_llama(tmp_path / "hf", family=family)
+    shape = LlamaShape.from_hf(source)
+    tensors = MegatronTensors(import_hf(source, tmp_path / "ckpt"), shape)
+    for name, tensor in load_file(source / "model.safetensors").items():
+        row, part, layer = parts(shape)[name]
+        pieces = list(tensors.pieces(row, part, layer, 600))
+        assert max(piece.nbytes for piece in pieces) <= 600
+        assert torch.equal(torch.cat(pieces), tensor)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -182,6 +198,9 @@ def test_chat_templates_by_name_are_found_by_transformers(tmp_path):
     export_hf(tmp_path / "ckpt", tmp_path / "like", like=source)
     for out in ("own", "like"):
         assert transformers.AutoTokenizer.from_pretrained(tmp_path / out).chat_template == templates
+    own = {str(path.relative_to(tmp_path / "own")): sha256(path) for path in (tmp_path / "own").rglob("*") if path.is_file()}
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert card.split("| --- | --- |\n")[-1] == "".join(f"| {f} | `{own[f]}` |\n" for f in sorted(own) if f != "README.md")
     (source / "additional_chat_templates" / "rag.jinja").unlink()
     import_hf(source, tmp_path / "ckpt")
     kept = tmp_path / "ckpt" / "hf" / "additional_chat_templates"
