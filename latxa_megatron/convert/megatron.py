@@ -2,6 +2,9 @@
 
 These differ in where the directory is (NeMo has it as weights/), in what stands before each name (NeMo: module.), in whether a
 layer's tensors are stacked over layers or have its number in their names, and in how many rows the vocabulary is padded to.
+
+Of a run that keeps its weights in FP8 the checkpoint has them as that rounded them, and in fp32 in the optimizer's state. The
+latter are the weights that were trained: they are read, and rounded to bf16.
 """
 
 import math
@@ -18,6 +21,8 @@ from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 
 _NEMO = ("weights", "model_weights")
+_TRAINED = "optimizer.state.param."
+"""What stands before a weight's name in the optimizer's state of our checkpoints."""
 
 
 def resolve(source: Path) -> Path:
@@ -41,6 +46,11 @@ def _named_by_tracker(root: Path) -> Path | None:
     return found if (found / ".metadata").is_file() and not (found / checkpoint.RUN_FILE).is_file() else None
 
 
+def _kept_in_fp8(directory: Path) -> bool:
+    run = checkpoint.read_facts(directory).get("run", {})
+    return bool(run.get("precision", {}).get("fp8_params", False))
+
+
 class MegatronTensors:
     """The tensors that the rows of a model of a shape name.
 
@@ -55,6 +65,11 @@ class MegatronTensors:
         if not before:
             raise LatxaError(f"{directory}: has no {EMBEDDING.mcore}; it is not the checkpoint of a language model")
         self._prefix = min(before, key=len)  # the others are the optimizer's
+        self._rounded: torch.dtype | None = None
+        if _kept_in_fp8(directory):
+            if _TRAINED not in before:
+                raise LatxaError(f"{directory}: its weights are rounded to FP8, and it has no optimizer state with others")
+            self._prefix, self._rounded = _TRAINED, torch.bfloat16
         table = rows(shape)
         self._stacked = self._prefix + next(row.mcore for row in table if row.in_layers) in names
         known = {self._name(row, layer) for row in table for layer in (range(shape.layers) if row.in_layers else [0])}
@@ -75,8 +90,11 @@ class MegatronTensors:
     def of_layer(self, name: str, layer: int) -> Tensor:
         """A whole tensor of a layer, by the name that the layer's module has for it."""
         if self._stacked:
-            return self._reader.read(f"{self._prefix}{LAYERS}{name}", layer)
-        return self._reader.read(f"{self._prefix}{LAYERS}{layer}.{name}")
+            return self._as_said(self._reader.read(f"{self._prefix}{LAYERS}{name}", layer))
+        return self._as_said(self._reader.read(f"{self._prefix}{LAYERS}{layer}.{name}"))
+
+    def _as_said(self, tensor: Tensor) -> Tensor:
+        return tensor if self._rounded is None else tensor.to(self._rounded)
 
     def _check(self, row: Row) -> None:
         wanted = (sum(run.rows for run in runs(self._shape, row)), *self._shape.tensor_shape(row.hf[0])[1:])
@@ -92,7 +110,7 @@ class MegatronTensors:
                 raise LatxaError(f"{self._directory}: {name} has the shape {sizes}; config.json says {wanted}")
 
     def dtype(self, row: Row) -> torch.dtype:
-        return self._reader.dtype(self._name(row, 0))
+        return self._rounded or self._reader.dtype(self._name(row, 0))
 
     def pieces(self, row: Row, part: int, layer: int, size: int) -> Iterator[Tensor]:
         """The rows of a part of a row's tensor in a layer, in order, some at a time, of about so many bytes at most."""
@@ -103,5 +121,5 @@ class MegatronTensors:
             end = first + run.rows
             if run.part == part:
                 for start in range(first, end, step):
-                    yield self._reader.read(name, place, start, min(start + step, end))
+                    yield self._as_said(self._reader.read(name, place, start, min(start + step, end)))
             first = end
