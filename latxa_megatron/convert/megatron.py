@@ -21,8 +21,6 @@ from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 
 _NEMO = ("weights", "model_weights")
-_TRAINED = "optimizer.state.param."
-"""What stands before a weight's name in the optimizer's state of our checkpoints."""
 
 
 def resolve(source: Path) -> Path:
@@ -46,11 +44,6 @@ def _named_by_tracker(root: Path) -> Path | None:
     return found if (found / ".metadata").is_file() and not (found / checkpoint.RUN_FILE).is_file() else None
 
 
-def _kept_in_fp8(directory: Path) -> bool:
-    run = checkpoint.read_facts(directory).get("run", {})
-    return bool(run.get("precision", {}).get("fp8_params", False))
-
-
 class MegatronTensors:
     """The tensors that the rows of a model of a shape name.
 
@@ -66,10 +59,10 @@ class MegatronTensors:
             raise LatxaError(f"{directory}: has no {EMBEDDING.mcore}; it is not the checkpoint of a language model")
         self._prefix = min(before, key=len)  # the others are the optimizer's
         self._rounded: torch.dtype | None = None
-        if _kept_in_fp8(directory):
-            if _TRAINED not in before:
+        if checkpoint.has_fp8_weights(directory):
+            if checkpoint.TRAINED not in before:
                 raise LatxaError(f"{directory}: its weights are rounded to FP8, and it has no optimizer state with others")
-            self._prefix, self._rounded = _TRAINED, torch.bfloat16
+            self._prefix, self._rounded = checkpoint.TRAINED, torch.bfloat16
         table = rows(shape)
         self._stacked = self._prefix + next(row.mcore for row in table if row.in_layers) in names
         known = {self._name(row, layer) for row in table for layer in (range(shape.layers) if row.in_layers else [0])}

@@ -13,6 +13,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -34,6 +35,8 @@ CONTENT = {
 }
 """How tensors are named and cut in the files, in megatron-core's words; stored with them, so that any reader knows."""
 
+TRAINED = "optimizer.state.param."
+"""What stands before a weight's name in the optimizer's state, where it is in fp32."""
 
 FP8_ROUNDING = 0.1
 """More than rounding to e4m3 does to a tensor, as the norm of the difference over the tensor's: 0.03 for normal values."""
@@ -107,6 +110,11 @@ def read_facts(directory: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
+def has_fp8_weights(directory: Path) -> bool:
+    """Whether a checkpoint's weights of the model have FP8's rounding in them: then the optimizer's are those that were trained."""
+    return bool(read_facts(directory).get("run", {}).get("precision", {}).get("fp8_params", False))
+
+
 def load(directory: Path, state: State) -> dict[str, Any]:
     """Load everything of a training checkpoint, whatever layout wrote it; its run.json."""
     allocate_state(state.optimizer)
@@ -129,6 +137,8 @@ def _follow_run_file(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> No
 def load_weights(directory: Path, chunks: list[GPTModel]) -> None:
     """Load the model's weights alone, as from an imported checkpoint. Raises LatxaError where one is missing."""
     wanted = {f"model{i}": chunk.sharded_state_dict(metadata=_metadata()) for i, chunk in enumerate(chunks)}
+    if has_fp8_weights(directory):
+        add_prefix_for_sharding(wanted, TRAINED)
     loaded, _, absent = _load(directory, wanted, StrictHandling.RETURN_UNEXPECTED)
     weights = sorted(key for key in absent if not key.endswith("_extra_state"))  # FP8 scales: begin afresh
     if weights:

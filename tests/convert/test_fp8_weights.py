@@ -45,6 +45,12 @@ def test_the_optimizers_weights_are_exported(tied, tmp_path):
             state[prefix] = model.sharded_state_dict(prefix=prefix, metadata=dict(checkpoint.CONTENT))
         dist_checkpointing.save(state, str(directory), content_metadata=checkpoint.CONTENT)
     write_facts(directory, trained)
+    with connected():
+        spread(Layout(), seed=1)
+        begun = build_model(LlamaShape.from_hf(trained), Layout(), Precision(torch.bfloat16))[0]
+        checkpoint.load_weights(directory, [begun])
+    expected = dict(model.named_parameters())
+    assert all(torch.equal(weight, expected[name].bfloat16()) for name, weight in begun.named_parameters())
     export_hf(directory, tmp_path / "out", like=trained)
     expected, found = (load_file(path / "model.safetensors") for path in (trained, tmp_path / "out"))
     assert expected.keys() == found.keys()
