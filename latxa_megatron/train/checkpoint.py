@@ -111,7 +111,7 @@ def read_facts(directory: Path) -> dict[str, Any]:
 
 
 def has_fp8_weights(directory: Path) -> bool:
-    """Whether a checkpoint's weights of the model have FP8's rounding in them: then the optimizer's are those that were trained."""
+    """Whether the model's weights in a checkpoint have FP8's rounding in them; the optimizer's are those that were trained."""
     return bool(read_facts(directory).get("run", {}).get("precision", {}).get("fp8_params", False))
 
 
