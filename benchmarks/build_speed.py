@@ -4,11 +4,11 @@
 
 Each run is a process with one thread, on a quarter of the text and on all of it, five times in turn. What counts are the CPU
 seconds (user and system) from when the tokenizer is ready, and proved, to the end, with the hashing of the sources, which comes
-before
-and is timed again; the least of the five, for what other processes do to the caches only adds. The rate is of the further three
-quarters: what the first meeting with a word costs is in the quarter. Memory is what the process took at most, with libraries
-and tokenizer, and how much of it came after that start. The peer is the loop of Megatron-LM's preprocess_data.py: parse a
-line, encode it, add it to an IndexedDatasetBuilder; it gets the first 4 MB, for it is slow. "zstd": compressed at level 3.
+before and is timed again; the least of the five, for what other processes do to the caches only adds. The rate is of the
+further three quarters: what the first meeting with a word costs is in the quarter. Memory is what the process took at most,
+with libraries and tokenizer, and how much of it came after that start. The peer is the loop of Megatron-LM's
+preprocess_data.py: parse a line, encode it, add it to an IndexedDatasetBuilder; it gets the first 4 MB, for it is slow. "zstd":
+compressed at level 3.
 """
 
 import argparse
