@@ -11,9 +11,10 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
-from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -138,7 +139,8 @@ def load_weights(directory: Path, chunks: list[GPTModel]) -> None:
     """Load the model's weights alone, as from an imported checkpoint. Raises LatxaError where one is missing."""
     wanted = {f"model{i}": chunk.sharded_state_dict(metadata=_metadata()) for i, chunk in enumerate(chunks)}
     if has_fp8_weights(directory):
-        add_prefix_for_sharding(wanted, TRAINED)
+        for place in nested_values(extract_sharded_tensors_and_factories(wanted)[0]):  # the optimizer has no other objects
+            place.key = TRAINED + place.key
     loaded, _, absent = _load(directory, wanted, StrictHandling.RETURN_UNEXPECTED)
     weights = sorted(key for key in absent if not key.endswith("_extra_state"))  # FP8 scales: begin afresh
     if weights:

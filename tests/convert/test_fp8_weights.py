@@ -32,6 +32,7 @@ def write_facts(directory, hf):
 def test_the_optimizers_weights_are_exported(tied, tmp_path):
     """Saved by megatron-core: two models of one shape, the second under the names of the optimizer's weights."""
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 
     rounded, trained = (write_llama(tmp_path / str(seed), tied=tied, seed=seed) for seed in (1, 2))
     directory = tmp_path / "iter_0000010"
@@ -42,7 +43,8 @@ def test_the_optimizers_weights_are_exported(tied, tmp_path):
         for hf, prefix in ((rounded, ""), (trained, "optimizer.state.param.")):
             model = build_model(LlamaShape.from_hf(hf), Layout(), Precision(torch.float32))[0]
             checkpoint.load_weights(import_hf(hf, tmp_path / f"import {hf.name}"), [model])
-            state[prefix] = model.sharded_state_dict(prefix=prefix, metadata=dict(checkpoint.CONTENT))
+            whole = model.sharded_state_dict(prefix=prefix, metadata=dict(checkpoint.CONTENT))
+            state[prefix] = extract_sharded_tensors_and_factories(whole)[0] if prefix else whole
         dist_checkpointing.save(state, str(directory), content_metadata=checkpoint.CONTENT)
     write_facts(directory, trained)
     with connected():
