@@ -195,15 +195,18 @@ def _clear(partial: Path) -> None:
 
 def _write(sharded_state: dict[str, Any], partial: Path, *, background: bool) -> Any:
     """Write now and return None, or copy what is to be written and return megatron-core's request to write it."""
-    filesystem_async._results_queue = _Results()
     strategy = get_default_save_sharded_strategy()
     if parallel_state.model_parallel_is_initialized():
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(strategy, group, True)
     options: dict[str, Any] = _OWN_WRITER if background else {}
-    return dist_checkpointing.save(
-        sharded_state, str(partial), strategy, async_sharded_save=background, content_metadata=CONTENT, **options
-    )
+    before, filesystem_async._results_queue = filesystem_async._results_queue, _Results()
+    try:
+        return dist_checkpointing.save(
+            sharded_state, str(partial), strategy, async_sharded_save=background, content_metadata=CONTENT, **options
+        )
+    finally:  # this save holds its own; another by megatron-core alone would read it again
+        filesystem_async._results_queue = before
 
 
 def _share(partial: Path) -> list[str]:

@@ -5,11 +5,16 @@ import shutil
 
 import pytest
 import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import sha256
+from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.train import checkpoint
+from latxa_megatron.train.distributed import connected
+from latxa_megatron.train.save import Saver
 from tests.train.conftest import SHORT
 from tests.train.test_resume import state
 
@@ -31,6 +36,18 @@ def test_training_goes_on_and_the_checkpoint_does_not_change(finished):
         assert any("exp_avg" in key for key in expected)
         for key, tensor in expected.items():
             assert torch.equal(tensor, found[key]), (name, key)
+
+
+def test_megatron_core_saves_as_before_once_a_saver_has(tmp_path):
+    """In the same process, by itself."""
+    (tmp_path / "stock").mkdir()
+    with connected():
+        saver = Saver(tmp_path, CheckpointSection())
+        saver.save(1, {"ours": ShardedTensor.from_rank_offsets("ours", torch.arange(8.0))}, {})
+        saver.finish()
+        dist_checkpointing.save({"stock": ShardedTensor.from_rank_offsets("stock", torch.arange(9.0))}, str(tmp_path / "stock"))
+    assert torch.equal(state(tmp_path / "iter_0000001")["ours"], torch.arange(8.0))
+    assert torch.equal(state(tmp_path / "stock")["stock"], torch.arange(9.0))
 
 
 def test_run_json_has_the_hash_of_every_file(finished):
