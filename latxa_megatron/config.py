@@ -75,6 +75,8 @@ class RunConfig(Section):
             raise ValueError(
                 "parallel.tp_overlap: goes with bf16, and with the FP8 recipes tensorwise and delayed; set it to false"
             )
+        if self.train.cuda_graph and self.train.neftune_alpha:
+            raise ValueError("train.cuda_graph: goes without NEFTune's noise, which the CPU draws; set it to false")
         if self.train.global_batch % self.train.micro_batch:
             raise ValueError("train.global_batch: is not a multiple of train.micro_batch")
         return self

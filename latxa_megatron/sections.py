@@ -138,6 +138,7 @@ class TrainSection(Section):
         "packed", description="the L of NEFTune's alpha / sqrt(L d): a sample's positions, or a document's"
     )
     seed: int = 33
+    cuda_graph: bool = Field(False, description="start a step's kernels from one CUDA graph; for models whose kernels are short")
     deterministic: bool = Field(False, description="the same bits each time on the same GPUs and layout; slower")
 
 

@@ -16,6 +16,10 @@ import yaml
 SIZES_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
 SIZES_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
 SHAPES: dict[str, dict[str, int]] = {
+    "135M-shaped": {
+        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+        **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    },
     "small, 8 layers": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 8},
     "8B-shaped, 2 layers": {**SIZES_8B, "num_hidden_layers": 2},
     "70B-shaped, 4 layers": {**SIZES_70B, "num_hidden_layers": 4},

@@ -25,6 +25,7 @@ BF16 = ["precision.gradients=bf16"]
 FP8 = [*BF16, "precision.fp8=tensorwise", "precision.fp8_params=true"]
 HEAD = [*FP8, "precision.fp8_head=true"]
 TWICE = ["train.micro_batch=2", "train.recompute=4"]
+GRAPH = "train.cuda_graph=true"
 BALANCED = ["parallel.pp=2", "parallel.vp=2"]
 RUNS: list[tuple[int, str, str, list[str]]] = [
     (1, "70B-shaped, 4 layers", "fp8, head in fp8", HEAD),
@@ -35,6 +36,9 @@ RUNS: list[tuple[int, str, str, list[str]]] = [
     (1, "8B-shaped, 8 layers", "bf16", BF16),
     (1, "8B-shaped, 8 layers", "fp8, head in fp8, 2 samples a microbatch", [*HEAD, "train.micro_batch=2"]),
     (1, "8B-shaped, 8 layers", "fp8, head in fp8, all layers recomputed", [*HEAD, "train.recompute=8"]),
+    (1, "8B-shaped, 8 layers", "fp8, head in fp8, CUDA graph", [*HEAD, GRAPH]),
+    (1, "135M-shaped", "bf16", BF16),
+    (1, "135M-shaped", "bf16, CUDA graph", [*BF16, GRAPH]),
     (2, "Llama-3.1-8B", "dp2, fp8, head in fp8", [*HEAD, "train.global_batch=32"]),
     (2, "70B-shaped, 8 layers", "tp2, fp8, head in fp8", [*HEAD, "parallel.tp=2"]),
     (2, "70B-shaped, 8 layers", "pp2 vp2, fp8, head in fp8", [*HEAD, *BALANCED, "parallel.stages=[2,3,2,1]"]),

@@ -78,6 +78,10 @@ class PackedDataset:
             longest = max(longest, int((np.add.reduceat(-(-lengths // unit), starts) - (-left // unit)).max()))
         return longest * unit
 
+    def most_documents(self) -> int:
+        """Documents of the plan's fullest sample, and one more for the padding at its end."""
+        return max(int(np.diff(borders).max()) for _, borders in self._reader.all_documents()) + 1
+
     def batch(self, samples: list[int]) -> Batch:
         """The samples with these numbers. Raises IndexError past the end, LatxaError where a file is damaged."""
         for sample in samples:

@@ -20,12 +20,22 @@ Recompute: TypeAlias = int | Literal["none", "selective"]
 
 
 def transformer_config(
-    shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none", *, deterministic: bool = False
+    shape: LlamaShape,
+    layout: Layout,
+    precision: Precision,
+    recompute: Recompute = "none",
+    *,
+    deterministic: bool = False,
+    cuda_graph: bool = False,
 ) -> TransformerConfig:
-    """megatron-core's configuration: no dropout, loss summed over tokens."""
+    """megatron-core's configuration: no dropout, loss summed over tokens. cuda_graph: train/graph.py records its passes."""
     gpu, te = device.on_gpu(), device.has_transformer_engine()
     if layout.tp_overlap and not te:
         raise LatxaError("parallel.tp_overlap: needs GPUs and Transformer Engine; set it to false")
+    if cuda_graph and not te:
+        raise LatxaError("train.cuda_graph: needs a GPU and Transformer Engine; set it to false")
+    if cuda_graph and Version(megatron.core.__version__) < Version("0.19"):
+        raise LatxaError("train.cuda_graph: needs megatron-core 0.19 or newer; set it to false")
     interleaved = layout.vp > 1
     saved: dict[str, Any] = {}
     if recompute == "selective":
@@ -77,6 +87,7 @@ def transformer_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=te,
         deterministic_mode=deterministic,
+        **({"cuda_graph_impl": "full_iteration"} if cuda_graph else {}),
         **_fp8(precision),
         **saved,
     )
@@ -99,14 +110,20 @@ def _fp8(precision: Precision) -> dict[str, Any]:
 
 
 def build_model(
-    shape: LlamaShape, layout: Layout, precision: Precision, recompute: Recompute = "none", *, deterministic: bool = False
+    shape: LlamaShape,
+    layout: Layout,
+    precision: Precision,
+    recompute: Recompute = "none",
+    *,
+    deterministic: bool = False,
+    cuda_graph: bool = False,
 ) -> list[GPTModel]:
     """This rank's model chunks: one, or layout.vp of them, on its device, with random weights.
 
     torch.distributed and megatron-core's parallel state must be initialized. Raises LatxaError for an impossible layout.
     """
     check_layout(shape, layout)
-    config = transformer_config(shape, layout, precision, recompute, deterministic=deterministic)
+    config = transformer_config(shape, layout, precision, recompute, deterministic=deterministic, cuda_graph=cuda_graph)
     chunks = [_chunk(shape, config, i if layout.vp > 1 else None) for i in range(layout.vp)]
     if precision.fp8 != "none":
         from latxa_megatron.model import fp8  # needs Transformer Engine

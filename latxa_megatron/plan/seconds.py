@@ -5,7 +5,8 @@ Products run at the rate that gpus.yaml has. Work bound by memory is counted in 
 to runs on one H200 (docs/plan.md). Messages count where nothing hides them: seven of ten over tp; those over pp where nothing is
 interleaved, else while the pipeline fills and drains; gradients over dp beyond the last microbatch's backward, and weights
 beyond the first one's forward; those over cp beyond attention, which is slower in the pieces that cp cuts it into. Launches:
-what the CPU takes to start a microbatch's work beyond the time of that work, as of small models and short samples.
+what the CPU takes to start a microbatch's work beyond the time of that work, as of small models and short samples; none where a
+CUDA graph starts it.
 """
 
 from dataclasses import dataclass, fields
@@ -160,5 +161,6 @@ def _microbatch(
     keys_and_values = 2 * shape.kv_heads * shape.head_dim / layout.tp * 2 * positions
     passed_on = attention_layers * _RING * (layout.cp - 1) * keys_and_values / _between(gpu, layout.tp * layout.cp, node)
     over_cp = max(0.0, passed_on - attention)
-    launches = max(0.0, layers * _LAUNCHES[in_fp8] - (products + attention + memory_bound + over_tp + over_cp))
+    started = 0.0 if train.cuda_graph else layers * _LAUNCHES[in_fp8]
+    launches = max(0.0, started - (products + attention + memory_bound + over_tp + over_cp))
     return products, attention, memory_bound, over_tp, over_cp, launches

@@ -72,8 +72,8 @@ def connect(limit: timedelta | None = None) -> None:
     dist.init_process_group(**options, timeout=limit)
 
 
-def spread(layout: Layout, seed: int, limit: timedelta = timedelta(minutes=30)) -> None:
-    """Lay the ranks out as megatron-core does, and seed the random states of each."""
+def spread(layout: Layout, seed: int, limit: timedelta = timedelta(minutes=30), *, graph_safe: bool = False) -> None:
+    """Lay the ranks out as megatron-core does, and seed the random states of each. graph_safe: as a CUDA graph wants these."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -83,7 +83,7 @@ def spread(layout: Layout, seed: int, limit: timedelta = timedelta(minutes=30)) 
         context_parallel_size=layout.cp,
         distributed_timeout_minutes=int(limit.total_seconds() / 60),
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, use_cudagraphable_rng=graph_safe, force_reset_rng=True)
 
 
 def disconnect() -> None:

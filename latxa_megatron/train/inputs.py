@@ -27,6 +27,39 @@ def padded_length(dataset: PackedDataset) -> int:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """A microbatch on this process's device: what the model and its loss are given of this rank's t positions.
+
+    tokens, position_ids, labels: int64 [1, t]. loss_mask: float32 [t]. sources: [t]. borders: those of the documents, int32.
+    longest: at least the positions of the longest document.
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    sources: Tensor
+    borders: Tensor
+    longest: int
+
+    def of_model(self) -> dict[str, Any]:
+        """GPTModel's arguments, in THD format: documents do not see each other."""
+        return {
+            "input_ids": self.tokens,
+            "position_ids": self.position_ids,
+            "attention_mask": None,
+            "labels": self.labels,
+            "packed_seq_params": PackedSeqParams(
+                qkv_format="thd",
+                cu_seqlens_q=self.borders,
+                cu_seqlens_kv=self.borders,
+                max_seqlen_q=self.longest,
+                max_seqlen_kv=self.longest,
+            ),
+        }
+
+
+@dataclass(frozen=True)
 class Share:
     """The positions of a batch that this rank holds, t of them; without context parallelism that is all b s.
 
@@ -43,23 +76,16 @@ class Share:
         """This rank's part of [b, s] values."""
         return values.reshape(-1)[self.places]
 
-    def model_inputs(self) -> dict[str, Any]:
-        """GPTModel's arguments, in THD format: documents do not see each other."""
-        borders = to_device(self.borders)
-        longest = int(self.borders.diff().max())
-        return {
-            "input_ids": to_device(self.of(self.batch.tokens)).view(1, -1),
-            "position_ids": to_device(self.of(self.batch.position_ids)).view(1, -1),
-            "attention_mask": None,
-            "labels": to_device(self.of(self.batch.labels)).view(1, -1),
-            "packed_seq_params": PackedSeqParams(
-                qkv_format="thd",
-                cu_seqlens_q=borders,
-                cu_seqlens_kv=borders,
-                max_seqlen_q=longest,
-                max_seqlen_kv=longest,
-            ),
-        }
+    def inputs(self) -> Inputs:
+        return Inputs(
+            tokens=to_device(self.of(self.batch.tokens)).view(1, -1),
+            position_ids=to_device(self.of(self.batch.position_ids)).view(1, -1),
+            labels=to_device(self.of(self.batch.labels)).view(1, -1),
+            loss_mask=to_device(self.loss_mask),
+            sources=to_device(self.of(self.batch.sources)),
+            borders=to_device(self.borders),
+            longest=int(self.borders.diff().max()),
+        )
 
 
 def share(batch: Batch, positions: int) -> Share:

@@ -16,6 +16,7 @@ from latxa_megatron.train import checkpoint
 from latxa_megatron.train.check import layout, precision, steps
 from latxa_megatron.train.checkpoint import State
 from latxa_megatron.train.distributed import spread, time_limit
+from latxa_megatron.train.graph import StepGraph, use_own_stream
 from latxa_megatron.train.guard import Guard
 from latxa_megatron.train.inputs import padded_length
 from latxa_megatron.train.optimizer import build_optimizer, build_schedule, gather_weights, unwrap, wrap
@@ -34,6 +35,7 @@ class Job:
     state: State
     saver: Saver
     guard: Guard
+    graph: StepGraph | None
     start: int
     total: int
 
@@ -66,7 +68,9 @@ def set_up(run: RunConfig) -> Job:
 
     Raises LatxaError where the checkpoint belongs to other data.
     """
-    spread(layout(run), run.train.seed, time_limit(run))
+    if run.train.cuda_graph and device.on_gpu():
+        use_own_stream()
+    spread(layout(run), run.train.seed, time_limit(run), graph_safe=run.train.cuda_graph)
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)
@@ -75,7 +79,8 @@ def set_up(run: RunConfig) -> Job:
 
         positions = padded_length(dataset) * run.train.micro_batch
         userbuffers.prepare(positions, shape.hidden, run.parallel.tp, precision(run))
-    chunks = build_model(shape, layout(run), precision(run), run.train.recompute, deterministic=run.train.deterministic)
+    options = {"deterministic": run.train.deterministic, "cuda_graph": run.train.cuda_graph}
+    chunks = build_model(shape, layout(run), precision(run), run.train.recompute, **options)
     noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)
     noise.attach(chunks[0])
     resumed = checkpoint.latest_for_all(run.checkpoints)
@@ -89,7 +94,10 @@ def set_up(run: RunConfig) -> Job:
         _check_same_data(checkpoint.read_facts(resumed), _facts(run, dataset), run)
         start = int(checkpoint.load(resumed, state)["step"])
     saver = Saver(run.checkpoints, run.checkpoint)
-    return Job(run, dataset, shape, noise, model, state, saver, Guard(run.guard, optimizer), start, total)
+    graph = None
+    if run.train.cuda_graph:
+        graph = StepGraph(dataset.most_documents() * run.train.micro_batch, padded_length(dataset))
+    return Job(run, dataset, shape, noise, model, state, saver, Guard(run.guard, optimizer), graph, start, total)
 
 
 def _facts(run: RunConfig, dataset: PackedDataset) -> dict[str, Any]:

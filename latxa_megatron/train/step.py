@@ -19,7 +19,7 @@ from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.model import device
 from latxa_megatron.model.neftune import Neftune
 from latxa_megatron.train import stopwatch
-from latxa_megatron.train.inputs import Share, padded_length, share
+from latxa_megatron.train.inputs import Inputs, Share, padded_length, share
 from latxa_megatron.train.setup import Job
 
 
@@ -77,11 +77,9 @@ def _sum_of_losses(sources: int, loss_mask: Tensor, source: Tensor, losses: Tens
     return total, count.to(torch.int), {"loss": sums}
 
 
-def _forward(sources: int, noise: Neftune, shares: Iterator[Share], model: DistributedDataParallel) -> tuple[Tensor, Any]:
-    own = next(shares)
-    noise.begin(own.batch.samples, own.batch.cu_seqlens, own.places)
-    loss = partial(_sum_of_losses, sources, device.to_device(own.loss_mask), device.to_device(own.of(own.batch.sources)))
-    return model(**own.model_inputs()), loss
+def _forward(sources: int, microbatches: Iterator[Inputs], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+    own = next(microbatches)
+    return model(**own.of_model()), partial(_sum_of_losses, sources, own.loss_mask, own.sources)
 
 
 class Reader:
@@ -103,6 +101,12 @@ class Reader:
         own = share(batch, self.sample_length * len(microbatch.samples))
         self.seconds += time.perf_counter() - began
         return own
+
+    def inputs(self, noise: Neftune, microbatch: Microbatch) -> Inputs:
+        """What the model is given next, and the noise for it."""
+        own = self.share(microbatch)
+        noise.begin(own.batch.samples, own.batch.cu_seqlens, own.places)
+        return own.inputs()
 
 
 def train_step(job: Job, step: int) -> StepResult:
@@ -137,16 +141,20 @@ def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *
     Sums over all ranks, float64 [2 + 2 sources]: losses and trained tokens of all, losses of each of reader.sources, then
     trained tokens of each.
     """
-    outputs = get_forward_backward_func()(
-        forward_step_func=partial(_forward, len(reader.sources), job.noise),
-        # every stage needs the document borders, so every chunk reads the batches
-        data_iterator=[map(reader.share, microbatches) for _ in job.model],
+    read = partial(reader.inputs, job.noise)
+    passes = partial(
+        get_forward_backward_func(),
+        forward_step_func=partial(_forward, len(reader.sources)),
         model=job.model,
         num_microbatches=len(microbatches),
         seq_length=reader.sample_length * job.run.train.micro_batch,  # a microbatch is one sequence
         micro_batch_size=1,
         forward_only=forward_only,
     )
+    if job.graph and not forward_only:
+        outputs = job.graph.run(job.model[0].config, map(read, microbatches), lambda held: passes(data_iterator=[iter(held)]))
+    else:  # every stage needs the document borders, so every chunk reads the batches
+        outputs = passes(data_iterator=[map(read, microbatches) for _ in job.model])
     return _over_all_ranks(outputs, 2 + 2 * len(reader.sources))
 
 

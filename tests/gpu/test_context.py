@@ -5,7 +5,7 @@ import torch
 
 from latxa_megatron.model.context import own_positions
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
 
 
 @pytest.mark.parametrize("cp", [2, 4])

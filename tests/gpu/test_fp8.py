@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

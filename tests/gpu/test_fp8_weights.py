@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import write_llama
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
 
 
 def test_the_optimizer_begins_with_the_checkpoints_weights(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import write_llama
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
 
 
 @pytest.mark.parametrize("fp8", ["none", "tensorwise"])

@@ -87,6 +87,7 @@ def test_every_stage_has_its_numbers_in_a_narrow_terminal(run_file):
         ("h200", 7, [], "train.global_batch"),
         ("h200", 8, ["data.seq_length=8200", "precision.fp8=tensorwise"], "data.seq_length: 8200"),
         ("a100-80g", 8, ["precision.fp8=tensorwise"], "precision.fp8"),
+        ("h200", 2, ["train.cuda_graph=true"], "train.cuda_graph: goes with one process, not 2"),
     ],
 )
 def test_what_cannot_be_is_refused(run_file, gpu, gpus, overrides, words):

@@ -66,3 +66,8 @@ def test_padded_length_fits_the_most_padded_sample(dataset):
         lengths = dataset.batch([sample]).cu_seqlens.diff().numpy()
         longest = max(longest, int((np.ceil(lengths / 8) * 8).sum()))
     assert dataset.longest_padded(8) == longest
+
+
+def test_no_sample_has_more_documents(dataset):
+    counts = [len(dataset.batch([sample]).cu_seqlens) - 1 for sample in range(len(dataset))]
+    assert max(counts) <= dataset.most_documents() <= max(counts) + 1

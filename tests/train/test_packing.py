@@ -31,7 +31,7 @@ def batch(tiny_run):
 
 
 def inputs_of(batch):
-    return share(batch, batch.tokens.numel()).model_inputs()
+    return share(batch, batch.tokens.numel()).inputs().of_model()
 
 
 def test_loss_of_a_packed_sample_is_that_of_its_documents_alone(model, batch, tiny_run):

@@ -1,0 +1,40 @@
+"""Steps from a CUDA graph are the steps that the CPU starts, kernel by kernel."""
+
+import pytest
+
+from tests.gpu.conftest import trained
+
+pytestmark = pytest.mark.gpu
+
+FP8 = ["precision.fp8=tensorwise", "precision.fp8_params=true", "precision.fp8_head=true"]
+EXACT = ["train.deterministic=true"]
+CASES = {
+    "fp32 gradients, two samples a microbatch": [*EXACT, "precision.gradients=fp32", "train.micro_batch=2"],
+    "fp8": [*EXACT, *FP8],
+    "fp8, weights in bf16": [*EXACT, FP8[0]],
+    "attention recomputed": [*EXACT, "train.recompute=selective"],
+    "a layer recomputed in fp8": [*EXACT, *FP8, "train.recompute=1"],
+    "as fast as it goes": [],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_the_same(case, run_file):
+    """The first two steps are not from the graph; validation after the fourth and the checkpoint after the fifth come between."""
+    expected, found = (trained(run_file, f"{case} {on}", [*CASES[case], f"train.cuda_graph={on}"]) for on in ("false", "true"))
+    tolerance = 0 if EXACT[0] in CASES[case] else 5e-3
+    for line, other in zip(expected, found, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=tolerance, abs=0), line["step"]
+        assert other["grad_norm"] == pytest.approx(line["grad_norm"], rel=10 * tolerance, abs=0), line["step"]
+    assert found[7]["loss"] < found[0]["loss"]
+    assert found[3]["validation"]["same"]["loss"] == pytest.approx(
+        expected[3]["validation"]["same"]["loss"], rel=tolerance, abs=0
+    )
+    assert 0 < found[7]["rank_seconds"]["max"] < found[7]["seconds"]
+
+
+def test_a_resumed_run_records_again(run_file):
+    expected = trained(run_file, "whole", [*EXACT, "train.cuda_graph=true", "train.steps=10"])
+    trained(run_file, "cut", [*EXACT, "train.cuda_graph=true", "train.steps=5"])
+    found = trained(run_file, "cut", [*EXACT, "train.cuda_graph=true", "train.steps=10"])
+    assert [line["loss"] for line in found] == [line["loss"] for line in expected]
