@@ -7,6 +7,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import is_te_min_version
 from packaging.version import Version
 
 from latxa_megatron.errors import LatxaError
@@ -32,10 +33,11 @@ def transformer_config(
     gpu, te = device.on_gpu(), device.has_transformer_engine()
     if layout.tp_overlap and not te:
         raise LatxaError("parallel.tp_overlap: needs GPUs and Transformer Engine; set it to false")
-    if cuda_graph and not te:
-        raise LatxaError("train.cuda_graph: needs a GPU and Transformer Engine; set it to false")
-    if cuda_graph and Version(megatron.core.__version__) < Version("0.19"):
-        raise LatxaError("train.cuda_graph: needs megatron-core 0.19 or newer; set it to false")
+    if cuda_graph and not (te and Version(megatron.core.__version__) >= Version("0.19") and is_te_min_version("2.20.0")):
+        raise LatxaError(
+            "train.cuda_graph: needs a GPU, megatron-core 0.19 or newer, and Transformer Engine 2.20 or newer, since an older one "
+            "may free weights in FP8 that the graph goes on writing; set it to false"
+        )
     interleaved = layout.vp > 1
     saved: dict[str, Any] = {}
     if recompute == "selective":

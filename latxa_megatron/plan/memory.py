@@ -6,7 +6,7 @@ fp32, where gradients are summed in bf16, and 2 for its value in bf16, where wei
 products with fused accumulation hand to autograd, which stay, one for each shape of matrix.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 
@@ -27,7 +27,8 @@ _CONTEXT, _GROUP = 0.6, 0.35
 class StageMemory:
     """GiB on one GPU of a stage, by term.
 
-    peak is what torch allocates, less than the sum of its terms, since two of them never meet; needed is that and SLACK.
+    peak is what torch allocates, less than the sum of its terms, since two of them never meet; needed is that and SLACK. With a
+    CUDA graph they do: what its passes need stays its own.
     """
 
     stage: int
@@ -43,10 +44,12 @@ class StageMemory:
     allocator: float = field(init=False)
     peak: float = field(init=False)
     needed: float = field(init=False)
+    cuda_graph: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, cuda_graph: bool) -> None:
         always = self.weights + self.gradients + self.optimizer + self.rest
-        peak = always + max(self.optimizer_step, self.activations + self.logits)
+        moments = (self.optimizer_step, self.activations + self.logits)
+        peak = always + (sum(moments) if cuda_graph else max(moments))
         object.__setattr__(self, "peak", peak)
         object.__setattr__(self, "allocator", SLACK - self.context - self.communication)
         object.__setattr__(self, "needed", peak + SLACK)
@@ -86,4 +89,4 @@ def stage_memory(
     empty = 2 * (stage.layer_parameters + stage.head)
     groups = _GROUP * _GIB * sum(ranks > 1 for ranks in (layout.tp, layout.cp, layout.pp, dp))
     terms = (weights, gradients * stage.parameters, state, step, activations, logits, empty + _ELSE, groups)
-    return StageMemory(stage.index, *(term / _GIB for term in terms))
+    return StageMemory(stage.index, *(term / _GIB for term in terms), cuda_graph=train.cuda_graph)

@@ -17,6 +17,8 @@ from latxa_megatron.train.inputs import Inputs
 
 _STEPS_BEFORE = 2
 """Steps after which no kernel is built, no buffer is first allocated and megatron-core knows the order of the gradients."""
+RECORDED = _STEPS_BEFORE + 1
+"""The step that is recorded. No other thread may wait for the GPU meanwhile, and memory that torch keeps pinned is let go."""
 
 Passes = Callable[[list[Inputs]], list[Any]]
 """Forward and backward of all microbatches, and what megatron-core's schedule returns of them."""
@@ -24,7 +26,9 @@ Passes = Callable[[list[Inputs]], list[Any]]
 
 def use_own_stream() -> None:
     """Queue all that follows in a stream of its own, since CUDA records none of the default one. Before a model is built."""
-    torch.cuda.set_stream(torch.cuda.Stream())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    torch.cuda.set_stream(stream)
 
 
 class StepGraph:
@@ -69,6 +73,7 @@ class StepGraph:
 
     def _fixed(self, inputs: Inputs) -> Inputs:
         surplus = self._documents + 1 - len(inputs.borders)
+        assert surplus >= 0, "a microbatch of more documents than were said"  # pad() would cut them off
         borders = torch.nn.functional.pad(inputs.borders, (0, surplus), value=inputs.tokens.numel())
         return replace(inputs, borders=borders, longest=self._longest)
 

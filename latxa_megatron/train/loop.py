@@ -18,6 +18,7 @@ from latxa_megatron.starts import Start
 from latxa_megatron.train.check import check_run
 from latxa_megatron.train.distributed import compute_same_bits, connected, let_messages_overlap, time_limit
 from latxa_megatron.train.flops import training_flops, utilization
+from latxa_megatron.train.graph import RECORDED
 from latxa_megatron.train.guard import Patience
 from latxa_megatron.train.hang import HangWatch
 from latxa_megatron.train.heartbeat import heartbeats
@@ -110,7 +111,7 @@ def _train(job: Job, stop: StopSignals, hang: HangWatch, report: Report | None, 
             job.save(step + 1)
             stopping = stopping or stop.asked()  # while it was saved
         else:
-            if step == job.start:
+            if step + 1 == job.start + (RECORDED if job.graph else 1):
                 job.rehearse_save()
             job.saver.poll()
         if stopping:

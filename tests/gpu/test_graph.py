@@ -27,9 +27,9 @@ def test_losses_are_the_same(case, run_file):
         assert other["loss"] == pytest.approx(line["loss"], rel=tolerance, abs=0), line["step"]
         assert other["grad_norm"] == pytest.approx(line["grad_norm"], rel=10 * tolerance, abs=0), line["step"]
     assert found[7]["loss"] < found[0]["loss"]
-    assert found[3]["validation"]["same"]["loss"] == pytest.approx(
-        expected[3]["validation"]["same"]["loss"], rel=tolerance, abs=0
-    )
+    for step in (3, 7):
+        score, other = (lines[step]["validation"]["same"]["loss"] for lines in (expected, found))
+        assert other == pytest.approx(score, rel=tolerance, abs=0), step
     assert 0 < found[7]["rank_seconds"]["max"] < found[7]["seconds"]
 
 
@@ -37,4 +37,5 @@ def test_a_resumed_run_records_again(run_file):
     expected = trained(run_file, "whole", [*EXACT, "train.cuda_graph=true", "train.steps=10"])
     trained(run_file, "cut", [*EXACT, "train.cuda_graph=true", "train.steps=5"])
     found = trained(run_file, "cut", [*EXACT, "train.cuda_graph=true", "train.steps=10"])
-    assert [line["loss"] for line in found] == [line["loss"] for line in expected]
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in found] == [line[key] for line in expected]

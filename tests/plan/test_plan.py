@@ -79,6 +79,17 @@ def test_every_stage_has_its_numbers_in_a_narrow_terminal(run_file):
     assert "\N{HORIZONTAL ELLIPSIS}" not in said.output
 
 
+def test_the_optimizer_cannot_use_the_memory_of_a_cuda_graph(run_file):
+    without, found = (
+        estimate(load_run(run_file, [f"train.cuda_graph={on}", "precision.gradients=bf16"]), find_gpu("h200"), 1)
+        for on in ("false", "true")
+    )
+    less = min(without.memory[0].optimizer_step, without.memory[0].activations + without.memory[0].logits)
+    assert less > 1
+    assert found.memory[0].peak == pytest.approx(without.memory[0].peak + less)
+    assert found.seconds.launches == 0
+
+
 @pytest.mark.parametrize(
     ("gpu", "gpus", "overrides", "words"),
     [
