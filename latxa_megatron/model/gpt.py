@@ -35,8 +35,8 @@ def transformer_config(
         raise LatxaError("parallel.tp_overlap: needs GPUs and Transformer Engine; set it to false")
     if cuda_graph and not (te and Version(megatron.core.__version__) >= Version("0.19") and is_te_min_version("2.20.0")):
         raise LatxaError(
-            "train.cuda_graph: needs a GPU, megatron-core 0.19 or newer, and Transformer Engine 2.20 or newer, since an older one "
-            "may free weights in FP8 that the graph goes on writing; set it to false"
+            "train.cuda_graph: needs a GPU, megatron-core 0.19 or newer, and Transformer Engine 2.20 or newer, since older "
+            "ones may free weights in FP8 that the graph goes on writing; set it to false"
         )
     interleaved = layout.vp > 1
     saved: dict[str, Any] = {}

@@ -44,7 +44,7 @@ class StageMemory:
     allocator: float = field(init=False)
     peak: float = field(init=False)
     needed: float = field(init=False)
-    cuda_graph: InitVar[bool] = False
+    cuda_graph: InitVar[bool] = field(default=False, kw_only=True)
 
     def __post_init__(self, cuda_graph: bool) -> None:
         always = self.weights + self.gradients + self.optimizer + self.rest
