@@ -68,9 +68,10 @@ def set_up(run: RunConfig) -> Job:
 
     Raises LatxaError where the checkpoint belongs to other data.
     """
-    if run.train.cuda_graph and device.on_gpu():
+    graph_safe = run.train.cuda_graph and device.on_gpu()
+    if graph_safe:
         use_own_stream()
-    spread(layout(run), run.train.seed, time_limit(run), graph_safe=run.train.cuda_graph)
+    spread(layout(run), run.train.seed, time_limit(run), graph_safe=graph_safe)
     dataset = PackedDataset(run.data.plan)
     total = steps(run, len(dataset))
     shape = LlamaShape.from_hf(run.model.hf)

@@ -20,11 +20,6 @@ def test_recompute(recompute, expected, tmp_path):
     assert (config.recompute_granularity, config.recompute_method, config.recompute_num_layers) == expected
 
 
-def test_a_cuda_graph_needs_a_gpu(tmp_path):
-    with pytest.raises(LatxaError, match=r"train\.cuda_graph: needs a GPU"):
-        transformer_config(LlamaShape.from_hf(write_llama(tmp_path / "hf")), Layout(), Precision(torch.float32), cuda_graph=True)
-
-
 def test_messages_beside_products_need_a_gpu(tmp_path):
     with pytest.raises(LatxaError, match=r"parallel\.tp_overlap: needs GPUs"):
         transformer_config(

@@ -23,6 +23,11 @@ def test_a_damaged_checkpoint_is_passed_over(finished):
     assert losses(finished, "damaged") == losses(finished, "short")
 
 
+def test_a_cuda_graph_without_a_gpu_is_one_sentence(tiny_run):
+    with pytest.raises(LatxaError, match=r"train\.cuda_graph: needs a GPU"):
+        tiny_run.train_here("graph", ["train.cuda_graph=true"])
+
+
 def test_a_run_is_trained_once_at_a_time(finished, monkeypatch):
     monkeypatch.setattr(loop, "ORPHANS", 0)
     with locked(finished.out("short"), "training this run"), pytest.raises(LatxaError, match="training this run"):
