@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <limits>
@@ -73,11 +74,14 @@ void ShardWriter::add(const std::int32_t* tokens, std::size_t n, const Span* spa
     if (n == 0) throw StoreError(prefix_ + ": a document without tokens cannot be stored");
     if (n > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
         throw StoreError(prefix_ + ": a document of over 2^31 tokens cannot be stored");
-    const std::int32_t limit = type_ == TokenType::kUint16 ? 65535 : std::numeric_limits<std::int32_t>::max();
-    for (std::size_t i = 0; i < n; ++i)
-        if (tokens[i] < 0 || tokens[i] > limit)
-            throw StoreError(prefix_ + ": token id " + std::to_string(tokens[i]) +
-                             " does not fit the store's token type");
+    const std::uint32_t limit = type_ == TokenType::kUint16 ? 0xFFFF : 0x7FFFFFFF;
+    std::uint32_t bits = 0;  // of all ids together: one is above the limit, all ones, just where these are
+    for (std::size_t i = 0; i < n; ++i) bits |= static_cast<std::uint32_t>(tokens[i]);
+    if (bits > limit) {
+        const auto* bad =
+            std::find_if(tokens, tokens + n, [=](std::int32_t t) { return static_cast<std::uint32_t>(t) > limit; });
+        throw StoreError(prefix_ + ": token id " + std::to_string(*bad) + " does not fit the store's token type");
+    }
     std::int32_t end = 0;
     std::uint64_t trained = with_mask_ ? 0 : n;
     if (with_mask_) {

@@ -203,7 +203,9 @@ def data_pack(
 def data_inspect(
     path: Annotated[Path, typer.Argument(metavar="STORE_OR_PLAN")],
     tokenizer: Annotated[Path | None, typer.Option(help="Its tokenizer's directory, to show a sample decoded.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Number of the document (or of the plan's sample) to show.")] = 0,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Number of the document (or plan's sample) to show; of a long one, its beginning and end.")
+    ] = 0,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it, and more, as a page of one file.")] = None,
 ) -> None:
     """Show what a store or plan holds; with a tokenizer, how its texts read, and one sample with its trained tokens in colour."""

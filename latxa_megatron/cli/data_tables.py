@@ -51,7 +51,10 @@ def print_sample(found: "Inspection") -> None:
         for i, document in enumerate(sample.documents):
             text.append("\n" + "─" * 20 + "\n" if i else "", style="dim")
             for piece in document.pieces:
-                text.append(visible(piece.text or ""), style="green" if piece.trained else "dim")
+                if piece.text is None:
+                    text.append(f"\n… {piece.tokens:,} tokens are not shown …\n", style="bold")
+                else:
+                    text.append(visible(piece.text), style="green" if piece.trained else "dim")
     if found.samples:
         console.print("trained tokens in [green]green[/green]:")
         console.print(text)

@@ -114,7 +114,8 @@ class ConversationEncoder:
             if fast_before > self._compared:
                 raise LatxaError(
                     f"{conversation.place}: the chat template of {self._tokenizer.directory} renders this conversation in "
-                    "another way than others with the same roles, which were taken for alike; encode all of them with exact=True"
+                    "another way than others with the same roles, which were taken for alike; change the template so that what "
+                    "a message says does not decide how it is rendered"
                 )
             self._give_up()
             return self.encode(conversations, refused)

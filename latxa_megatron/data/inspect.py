@@ -70,6 +70,9 @@ class Inspection:
 LISTED = 6
 """Documents in each list of the longest and strangest."""
 
+_TOKENS = 2000
+"""Of a document in a terminal; of a longer one its beginning and end are shown."""
+
 
 def inspect(path: Path, tokenizer_directory: Path | None = None, sample: int = 0, *, page: bool = False) -> Inspection:
     """Facts about the store or plan at `path`, with document (or sample) number `sample` decoded.
@@ -126,8 +129,8 @@ def _samples(of: PackPlan | TokenStore, tokenizer: Tokenizer, number: int, known
     if isinstance(of, PackPlan):
         next_ones = range(number + 1, min(number + 101, known)) if page else []
         numbers = [number, *sorted(sorted(next_ones, key=lambda n: -len(of.slices_of(n)))[:2])]
-        return [samples.of_plan(of, n, tokenizer, 400 if page else None) for n in numbers]
-    shown = [samples.of_store(of, number, tokenizer, 800 if page else None)]
+        return [samples.of_plan(of, n, tokenizer, 400 if page else _TOKENS) for n in numbers]
+    shown = [samples.of_store(of, number, tokenizer, 800 if page else _TOKENS)]
     others = samples.drawn_of_store(of, 2, tokenizer, 800) if page else []
     return shown + [each for each in others if each.number != number]
 

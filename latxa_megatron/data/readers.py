@@ -19,6 +19,9 @@ COMPRESSED = (".gz", ".zst")
 LINES = (".jsonl", ".json", ".ndjson")
 TABLES = (".parquet", ".arrow")
 
+_BUFFER = 1 << 20
+"""With Python's own 8 KB, reading lines takes twice the time, of books as of pages."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -80,8 +83,8 @@ def opened(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
-        return io.BufferedReader(_Zstd(path), 1 << 20)
-    return path.open("rb")
+        return io.BufferedReader(_Zstd(path), _BUFFER)
+    return path.open("rb", _BUFFER)
 
 
 class _Zstd(io.RawIOBase):

@@ -66,7 +66,7 @@ class Tokenizer:
         self._engine: Engine = own_engine or HuggingFace(self._backend)
         self.directory = directory
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1

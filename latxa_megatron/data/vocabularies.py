@@ -80,16 +80,16 @@ def _llama3(ranks: dict[bytes, int]) -> Any:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors
 
-    names = {token: "".join(map(_BYTE_NAMES.__getitem__, token)) for token in ranks}
+    names = {rank: "".join(map(_BYTE_NAMES.__getitem__, token)) for token, rank in ranks.items()}
     pairs = [
-        (rank, ranks[token[:i]], ranks[token[i:]], token[:i], token[i:])
+        (rank, ranks[left], ranks[right])
         for token, rank in ranks.items()
         for i in range(1, len(token))
-        if token[:i] in ranks and token[i:] in ranks
+        if (left := token[:i]) in ranks and (right := token[i:]) in ranks
     ]
-    merges = [(names[left], names[right]) for *_, left, right in sorted(pairs)]
+    merges = [(names[left], names[right]) for _, left, right in sorted(pairs)]
     backend = tokenizers.Tokenizer(
-        models.BPE({name: ranks[token] for token, name in names.items()}, merges, ignore_merges=True, fuse_unk=False)
+        models.BPE({name: rank for rank, name in names.items()}, merges, ignore_merges=True, fuse_unk=False)
     )
     split = pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_PATTERN), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

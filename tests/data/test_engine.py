@@ -1,5 +1,9 @@
 """The fast engine gives the reference's ids, and is used only then."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,3 +76,28 @@ def test_documents_have_the_same_ends_with_either_engine(llama_tokenizer):
     for accelerated in (fast, worker):
         for found, expected in zip(accelerated.encode_documents(texts), plain.encode_documents(texts), strict=True):
             assert np.array_equal(found, expected)
+
+
+_ENCODE = """
+import sys
+from pathlib import Path
+import fastokens
+import tokenizers
+from latxa_megatron.data.engine import Fastokens
+texts = ["Kaixo, mundua! " * 1000] * 64
+if sys.argv[2] == "ours":
+    Fastokens(tokenizers.Tokenizer.from_file(sys.argv[1])).encode(texts)
+else:
+    fastokens.Tokenizer.from_file(sys.argv[1]).encode_batch_flat(texts)
+print([task.read_text() for task in Path("/proc/self/task").glob("*/comm")])
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="on one processor there is one thread in any case")
+@pytest.mark.parametrize("whose", ["ours", "its own"])
+def test_a_process_has_no_other_threads(whose, byte_tokenizer):
+    """As the kernel lists them; each would join every word again, and keep it."""
+    command = [sys.executable, "-c", _ENCODE, str(byte_tokenizer / "tokenizer.json"), whose]
+    unset = {key: value for key, value in os.environ.items() if not key.startswith("FASTOKENS")}  # what ours sets, stays set
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=unset).stdout
+    assert ("fastokens" in found) == (whose == "its own")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from latxa_megatron.cli.data_tables import print_sample
 from latxa_megatron.data.build import build_store
 from latxa_megatron.data.dataset import PackedDataset
 from latxa_megatron.data.inspect import inspect
@@ -74,6 +75,16 @@ def test_trained_tokens_are_those_that_training_counts(root, byte_tokenizer):
         (sample,) = inspect(root / "plan", byte_tokenizer, number).samples
         trained = [end - start for document in sample.documents for start, end in document.spans]
         assert sum(trained) == dataset.batch([number]).loss_mask.sum()
+
+
+def test_of_a_long_document_its_beginning_and_end(byte_tokenizer, tmp_path, capsys):
+    text = f"{'a' * 3000}{'b' * 2000}{'c' * 3000}"
+    build_store(tmp_path / "store", byte_tokenizer, [find("eu", [str(write_jsonl(tmp_path / "eu.jsonl", [{"text": text}]))])])
+    found = inspect(tmp_path / "store", byte_tokenizer)
+    assert pieces(found) == [("a" * 1500, True), (None, False), ("c" * 499 + "<|endoftext|>", True)]
+    print_sample(found)
+    shown = "".join(capsys.readouterr().out.split())
+    assert shown.endswith("a…6,001tokensarenotshown…" + "c" * 499 + "<|endoftext|>")
 
 
 def test_what_cannot_be_shown_is_refused(root, byte_tokenizer, tmp_path):
