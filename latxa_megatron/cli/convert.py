@@ -16,7 +16,7 @@ Hf = Annotated[str, typer.Option(metavar="DIR_OR_ID", help="Hugging Face directo
 Checkpoint = Annotated[
     Path, typer.Option(metavar="CKPT", help="Checkpoint of ours, Megatron-LM's, Megatron-Bridge's or NeMo 2's.")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Threads, each with a file; the result is the same for any number.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads; the result is the same for any number.")]
 
 
 @convert.command("import")
