@@ -93,6 +93,8 @@ def resolve(checkpoint: Path) -> Path:
     """The iter_* directory that a path names: itself, or the newest inside. LatxaError if there is none, or it is damaged."""
     if (checkpoint / ".metadata").is_file():
         return checkpoint
+    if not checkpoint.is_dir():
+        raise LatxaError(f"{checkpoint}: there is no such checkpoint directory")
     newest = next(iter(_newest_first(checkpoint)), None)
     if newest is None:
         raise LatxaError(f"{checkpoint}: holds no Megatron checkpoint")
