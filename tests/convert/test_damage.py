@@ -83,6 +83,10 @@ DAMAGE = {
         "gate_proj.weight has the type F8_E4M3; known are F32, F16, BF16",
     ),
     "a truncated file": (_cut, "model.safetensors: is not a whole safetensors file"),
+    "a pointer of git-lfs": (
+        lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "model.safetensors: is what git-lfs leaves in place of the weights; run git lfs pull there",
+    ),
     "offsets that overlap": (
         lambda d: _edit_header(d, lambda h: h[GATE].update(data_offsets=[0, h[GATE]["data_offsets"][1]])),
         "model.safetensors: is not a whole safetensors file",
@@ -305,3 +309,25 @@ def test_another_list_of_tensors_than_was_written_is_refused(tmp_path):
     with pytest.raises(LatxaError, match=r"\.metadata: is not the one that run.json has the hash of; copy or make"):
         export_hf(directory, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("value", ["../model.safetensors", "/tmp/model.safetensors", 7])
+def test_a_checkpoint_cannot_name_files_elsewhere(value, tmp_path):
+    """A checkpoint may come from anywhere; what its import kept of names would be written to."""
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    kept = tmp_path / "ckpt" / "hf" / "weight_map.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "model.norm.weight": value}))
+    with pytest.raises(LatxaError, match=f"weight_map.json: {value!r} is not the name of a safetensors file beside it"):
+        export_hf(directory, tmp_path / "out")
+    kept.write_text("[]")
+    with pytest.raises(LatxaError, match=r"weight_map.json: has no weight_map"):
+        export_hf(directory, tmp_path / "out")
+
+
+def test_a_run_file_that_is_none(tmp_path):
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    (directory / "run.json").write_text("[]")
+    with pytest.raises(LatxaError, match=r"iter_0000000: is not whole by its run.json"):
+        export_hf(tmp_path / "ckpt", tmp_path / "out")
+    with pytest.raises(LatxaError, match=r"run.json: is not what a run or an import writes; copy or make"):
+        export_hf(directory, tmp_path / "out")
