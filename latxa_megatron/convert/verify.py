@@ -50,7 +50,8 @@ def verify(
     """Prove that a checkpoint (a torch_dist directory, or the newest under `source`) is the model of a Hugging Face directory.
 
     adapter: a LoRA that was merged into the weights while importing. workers: threads, each comparing a tensor.
-    report: told of the bytes that are read, of the checkpoint, for both proofs. Raises LatxaError for the first thing in which they differ.
+    report: told of the bytes that are read, of the checkpoint, for both proofs. Raises LatxaError for the first thing in
+    which they differ.
     """
     if device.on_gpu():
         raise LatxaError("verify computes on the CPU; set CUDA_VISIBLE_DEVICES to nothing before torch is imported")
