@@ -1,6 +1,6 @@
 """Speed and memory of latxa convert, both ways, beside `cp` of the same files and beside building the whole model.
 
-    python benchmarks/converting.py [--shape 8b|70b] [--layers N] [--workers N] [--peer] [--directory DIR]
+    python benchmarks/converting.py [--shape 8b|70b] [--layers N] [--vocab N] [--workers N] [--peer] [--directory DIR]
 
 Writes a Hugging Face directory of random bf16 weights in files of at most 5 GB: Llama 3.1 8B (16 GB), or 70B-shaped with 4 layers
 unless --layers says otherwise. Each way is a process of its own, started with its modules loaded, on files that are dropped from
@@ -32,7 +32,7 @@ FILE_BYTES = 5_000_000_000
 PIECE = 16 << 20
 
 
-def write_model(directory: Path, kind: str, layers: int | None) -> None:
+def write_model(directory: Path, kind: str, layers: int | None, vocab: int) -> None:
     """A Hugging Face directory of random weights."""
     usual, hidden, ffn, heads = SIZES[kind]
     config = {
@@ -44,7 +44,7 @@ def write_model(directory: Path, kind: str, layers: int | None) -> None:
         "num_attention_heads": heads,
         "num_key_value_heads": 8,
         "head_dim": 128,
-        "vocab_size": 128256,
+        "vocab_size": vocab,
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
@@ -196,13 +196,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SIZES, default="8b")
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--vocab", type=int, default=128256)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peer", action="store_true", help="also the way that holds the whole model in memory")
     parser.add_argument("--directory", type=Path, help="where everything is written, and removed again")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         place = Path(name)
-        write_model(place / "hf", arguments.shape, arguments.layers)
+        write_model(place / "hf", arguments.shape, arguments.layers, arguments.vocab)
         size = sum(path.stat().st_size for path in (place / "hf").iterdir())
         print(f"{size / 1e9:.1f} GB")
         print("| way | seconds | MB/s | MB of memory |")

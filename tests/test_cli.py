@@ -107,8 +107,8 @@ CASES = {
         ("convert", "import", "--hf", "{model}", "--out", "c", "--adapter", "a"),
         "a: has no adapter_model.safetensors",
     ),
-    "no checkpoint to verify": (("convert", "verify", "--hf", "{model}", "--checkpoint", "c"), "c: holds no Megatron"),
-    "no checkpoint": (("convert", "export", "--checkpoint", "c", "--out", "h"), "c: holds no Megatron checkpoint"),
+    "no checkpoint to verify": (("convert", "verify", "--hf", "{model}", "--checkpoint", "c"), "c: there is no such checkpoint"),
+    "no checkpoint": (("convert", "export", "--checkpoint", "c", "--out", "h"), "c: there is no such checkpoint"),
     "near duplicates": (
         ("data", "clean", "--out", "c", "--source", "a=good.jsonl", "--near", "most"),
         "--near most: is a share such as 0.8, or off",

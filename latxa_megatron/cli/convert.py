@@ -16,16 +16,15 @@ Hf = Annotated[str, typer.Option(metavar="DIR_OR_ID", help="Hugging Face directo
 Checkpoint = Annotated[
     Path, typer.Option(metavar="CKPT", help="Checkpoint of ours, Megatron-LM's, Megatron-Bridge's or NeMo 2's.")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Threads, each with a file; the result is the same for any number.")]
+Adapter = Annotated[Path | None, typer.Option(metavar="DIR", help="LoRA that PEFT saved, merged into the weights.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads; the result is the same for any number.")]
 
 
 @convert.command("import")
 def convert_import(
     hf: Hf,
     out: Annotated[Path, typer.Option(metavar="CKPT", help="Checkpoint directory to write.")],
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="LoRA that PEFT saved, to be merged into the weights.")
-    ] = None,
+    adapter: Adapter = None,
     workers: Workers = 2,
 ) -> None:
     """Write a Hugging Face model as a Megatron torch_dist checkpoint, to load at any parallel layout."""
@@ -58,7 +57,7 @@ def convert_export(
 
 
 @convert.command("verify")
-def convert_verify(hf: Hf, checkpoint: Checkpoint, workers: Workers = 2) -> None:
+def convert_verify(hf: Hf, checkpoint: Checkpoint, adapter: Adapter = None, workers: Workers = 2) -> None:
     """Prove that a checkpoint is a Hugging Face model: every bit of its weights, and what both compute, layer by layer.
 
     Exit status 2 with what differs first. Runs on the CPU, one layer in memory at a time.
@@ -69,7 +68,7 @@ def convert_verify(hf: Hf, checkpoint: Checkpoint, workers: Workers = 2) -> None
 
     directory = local_directory(hf)
     with bytes_bar("comparing") as report:
-        found = verify(directory, checkpoint, workers=workers, report=report)
+        found = verify(directory, checkpoint, adapter=adapter, workers=workers, report=report)
     console.print(f"transformers and megatron-core on {found.tokens} tokens:", soft_wrap=True)
     table = Table("after", "largest difference", "relative")
     for name, difference in [*((f"layer {i}", each) for i, each in enumerate(found.layers)), ("logits", found.logits)]:

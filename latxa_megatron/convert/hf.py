@@ -39,6 +39,7 @@ _WANTED = ["*.safetensors", INDEX, *_COMPANIONS, _TEMPLATES]
 _NOT_WANTED = ["*/*.safetensors", "consolidated*"]
 """The same weights in other layouts, as Meta and Mistral have them beside those that transformers reads."""
 
+_POINTER = b"version https://git-lfs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -151,22 +152,27 @@ def weight_map(directory: Path) -> dict[str, str]:
     index = directory / INDEX
     if index.is_file():
         found = read_json(index)
-        files = found.get("weight_map") if isinstance(found, dict) else None
-        if not isinstance(files, dict) or not files:
-            raise LatxaError(f"{index}: has no weight_map")
-        for file in files.values():
-            if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name:
-                raise LatxaError(f"{index}: {file!r} is not the name of a safetensors file beside it")
+        files = check_map(index, found.get("weight_map") if isinstance(found, dict) else None)
         if (directory / SINGLE).is_file() and SINGLE not in files.values():
             what = f"is beside {INDEX}, which does not name it"
             raise LatxaError(f"{directory / SINGLE}: {what}; transformers reads the one, vLLM the other: remove one")
-        return dict(files)
+        return files
     if not (directory / SINGLE).is_file():
         if pickled := sorted(path.name for path in directory.glob("pytorch_model*.bin")):
             what = f"{pickled[0]} is a pickle, which can run any program"
             raise LatxaError(f"{directory}: {what}; only safetensors weights are read")
         raise LatxaError(f"{directory}: has neither {SINGLE} nor {INDEX}; only safetensors weights are read")
     return dict.fromkeys(places(directory / SINGLE), SINGLE)
+
+
+def check_map(source: Path, found: Any) -> dict[str, str]:
+    """Tensor name -> file name, as a file has it. Raises LatxaError where it is none, or leads elsewhere than beside the file."""
+    if not isinstance(found, dict) or not found:
+        raise LatxaError(f"{source}: has no weight_map")
+    for file in found.values():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name:
+            raise LatxaError(f"{source}: {file!r} is not the name of a safetensors file beside it")
+    return found
 
 
 def places(path: Path) -> dict[str, Place]:
@@ -177,7 +183,9 @@ def places(path: Path) -> dict[str, Place]:
     except FileNotFoundError:
         raise LatxaError(f"{path}: is missing; download the model again") from None
     except (OSError, SafetensorError) as error:
-        raise LatxaError(f"{path}: is not a whole safetensors file ({error})") from None
+        if path.is_file() and path.open("rb").read(len(_POINTER)) == _POINTER:
+            raise LatxaError(f"{path}: is what git-lfs leaves in place of the weights; run git lfs pull there") from None
+        raise LatxaError(f"{path}: is not a whole safetensors file ({error}); download it again") from None
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(size))

@@ -7,7 +7,7 @@ needs nothing else.
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,9 @@ from latxa_megatron.files import as_json, locked, new_directory, require_space, 
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint, save
 
+FILE_BYTES = 512 << 20
+"""Of a file of the checkpoint: a thread writes one, and a model may be a single file of the source."""
+
 
 class _Sourced(NamedTuple):
     """A piece, and where in the source it begins."""
@@ -42,7 +45,7 @@ def import_hf(
 ) -> Path:
     """Write the weights of a Hugging Face directory as OUT/iter_0000000; return that directory.
 
-    adapter: a directory of a LoRA of PEFT's, which is merged into the weights. workers: threads, each with a file of the source;
+    adapter: a directory of a LoRA of PEFT's, which is merged into the weights. workers: threads, each with a part of a file;
     the result does not depend on them. Does nothing where OUT holds the import of the same directory. Raises LatxaError for a
     model of no known family, a tensor that is missing or has another shape than config.json says, a disk that is too small, and
     where OUT holds something else, or lacks a file by now.
@@ -73,26 +76,40 @@ def import_hf(
 def _write(
     shape: LlamaShape, tensors: HfTensors, pieces: list[_Sourced], workers: int, report: Report, place: Path
 ) -> save.Written:
-    """Fill a directory: a file for each file of the source, of the tensors that begin in it, in their order there.
+    """Fill a directory with files, each of tensors, or parts of them, that stand one after the other in a file of the source.
 
-    So all are read and written from their beginning to their end, and the source is hashed beside, from the same reading.
+    So all is read and written in its order, and a file of the source is hashed beside, from the same reading.
     """
     writer = TorchDistWriter(place)
-    files = tensors.files()
+    hashing: dict[Path, Future[str]] = {}
+    groups = _groups(pieces)
 
-    def convert(number: int, tell: Callable[[int], None]) -> str:
-        with ThreadPoolExecutor(1) as beside:
-            hashing = beside.submit(sha256, files[number])
-            own = sorted((each for each in pieces if each.path == files[number]), key=lambda each: each.offset)
-            if own:
-                writer.write_file(number, [each.piece for each in own], tell)
-            return hashing.result()
+    def convert(number: int, tell: Callable[[int], None]) -> None:
+        path = groups[number][0].path
+        if number == 0 or groups[number - 1][0].path != path:
+            hashing[path] = beside.submit(sha256, path)
+        writer.write_file(number, [each.piece for each in groups[number]], tell)
 
-    found = in_threads(workers, convert, range(len(files)), sum(each.piece.bytes for each in pieces), report)
-    writer.write_empty(len(files), states(shape))
-    sums = {path.name: sum_ for path, sum_ in zip(files, found, strict=True)}
+    with ThreadPoolExecutor(workers) as beside:
+        in_threads(workers, convert, range(len(groups)), sum(each.piece.bytes for each in pieces), report)
+        sums = {path.name: hashing[path].result() if path in hashing else sha256(path) for path in tensors.files()}
+    writer.write_empty(len(groups), states(shape))
     dtype = tensors.place(EMBEDDING.hf[0]).dtype
     return save.Written(writer.finish(common(shape, dtype)), {"step": 0, "imported": {**tensors.settings(), "files": sums}})
+
+
+def _groups(pieces: list[_Sourced]) -> list[list[_Sourced]]:
+    """The pieces in the order of the source; those of a file of it in groups of about one size, of some FILE_BYTES at most."""
+    groups = []
+    for path in sorted({each.path for each in pieces}):
+        own = sorted((each for each in pieces if each.path == path), key=lambda each: each.offset)
+        total, done = sum(each.piece.bytes for each in own), 0
+        found: list[list[_Sourced]] = [[] for _ in range(-(-total // FILE_BYTES))]
+        for each in own:
+            found[done * len(found) // total].append(each)
+            done += each.piece.bytes
+        groups += [group for group in found if group]
+    return groups
 
 
 def _pieces(shape: LlamaShape, row: Row, tensors: HfTensors) -> Iterator[_Sourced]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from latxa_megatron.convert.names import EMBEDDING, LAYERS, Row, rows, runs
-from latxa_megatron.convert.torch_dist_reader import TorchDistReader
+from latxa_megatron.convert.torch_dist_reader import MEND, METADATA, TorchDistReader
 from latxa_megatron.errors import LatxaError
+from latxa_megatron.files import sha256
 from latxa_megatron.model.llama import LlamaShape
 from latxa_megatron.train import checkpoint
 
@@ -52,6 +53,9 @@ class MegatronTensors:
 
     def __init__(self, directory: Path, shape: LlamaShape) -> None:
         self._directory, self._shape = directory, shape
+        told = checkpoint.read_facts(directory).get("sha256", {}).get(METADATA)
+        if told is not None and sha256(directory / METADATA) != told:
+            raise LatxaError(f"{directory / METADATA}: is not the one that {checkpoint.RUN_FILE} has the hash of; {MEND}")
         self._reader = TorchDistReader(directory)
         names = self._reader.names()
         before = [name.removesuffix(EMBEDDING.mcore) for name in names if name.endswith(EMBEDDING.mcore)]

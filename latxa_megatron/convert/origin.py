@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latxa_megatron.convert.hf import companions, weight_map
+from latxa_megatron.convert.hf import check_map, companions, weight_map
 from latxa_megatron.convert.megatron_args import check_same
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.files import read_json
@@ -26,7 +26,7 @@ class Origin:
     def files(self) -> dict[str, str]:
         """Tensor name -> file name."""
         kept = self.model / WEIGHT_MAP
-        return dict(read_json(kept)) if kept.is_file() else weight_map(self.model)
+        return check_map(kept, read_json(kept)) if kept.is_file() else weight_map(self.model)
 
     def companions(self) -> dict[str, Path]:
         """config.json and the tokenizer's files, by their names in a directory of the model."""

@@ -1,14 +1,15 @@
 """Reads rows of the tensors in a torch_dist directory, in the memory of these rows, whatever ranks wrote it.
 
 Each stored part of a tensor is a zip archive that torch.save wrote into one of the files, uncompressed. Its rows are read from
-where they stand.
+where they stand; with the first of them the whole part is held to the checksum that it was written with. torch.load does not.
 """
 
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from latxa_megatron.errors import LatxaError
 
 COMMON = "common.pt"
 METADATA = ".metadata"
+CHECKED_BYTES = 1 << 18
+MEND = "copy or make the checkpoint again"
 _COMMON_KEY = "common_state/shard_0_1"
 
 
@@ -32,11 +35,12 @@ class TorchDistReader:
         self._directory = directory
         self._sizes: dict[str, int] = {}
         self._by_layer: dict[str, dict[int, list[ChunkStorageMetadata]]] = {}
-        self._data: dict[tuple[str, int], tuple[int, int, bool]] = {}
+        self._numbers: dict[tuple[str, int], _Numbers] = {}
+        self._checked: set[tuple[str, int]] = set()
         try:
             self._metadata = read_metadata(directory / METADATA)
         except Exception as error:  # a damaged pickle raises anything
-            raise LatxaError(f"{directory}: is not a whole torch_dist checkpoint ({error})") from None
+            raise LatxaError(f"{directory / METADATA}: is no whole list of tensors ({error}); {MEND}") from None
 
     def _stored(self, name: str) -> TensorStorageMetadata:
         stored = self._metadata.state_dict_metadata.get(name)
@@ -78,10 +82,10 @@ class TorchDistReader:
             info = self._metadata.storage_data.get(MetadataIndex(name, chunk.offsets))
             if info is None or self._size(info.relative_path) < info.offset + info.length:
                 where = "the files" if info is None else info.relative_path
-                raise LatxaError(f"{self._directory}: a part of {name} is missing from {where}; the checkpoint is damaged")
+                raise LatxaError(f"{self._directory}: a part of {name} is missing from {where}; {MEND}")
             held += chunk.sizes.numel()
         if held != stored.size.numel():
-            raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
+            raise LatxaError(f"{self._directory}: {name} is not whole; {MEND}")
 
     def _size(self, file: str) -> int:
         """In bytes; 0 for a file that is missing."""
@@ -110,7 +114,7 @@ class TorchDistReader:
                 self._fill(place, name, chunk, skipped)
                 left -= place.numel()
         if left:
-            raise LatxaError(f"{self._directory}: {name} is not whole; the checkpoint is damaged")
+            raise LatxaError(f"{self._directory}: {name} is not whole; {MEND}")
         return found
 
     def _chunks(self, name: str, layer: int | None) -> list[ChunkStorageMetadata]:
@@ -129,24 +133,31 @@ class TorchDistReader:
     def _fill(self, place: Tensor, name: str, chunk: ChunkStorageMetadata, skipped: int) -> None:
         """Put into `place` as many rows of a stored part as it has, after so many others."""
         rows = place if place.is_contiguous() else torch.empty(place.shape, dtype=place.dtype)
+        info = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+        path = self._directory / info.relative_path
         try:
-            info = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
-            with (self._directory / info.relative_path).open("rb") as file:
-                if (where := (info.relative_path, info.offset)) not in self._data:
-                    self._data[where] = _data(file, info.offset, info.length)
-                begin, length, in_order = self._data[where]
+            with path.open("rb") as file:
+                if (where := (info.relative_path, info.offset)) not in self._numbers:
+                    self._numbers[where] = _numbers(file, info.offset, info.length)
+                begin, length, checksum, in_order = self._numbers[where]
                 if length != chunk.sizes.numel() * rows.itemsize:
                     raise ValueError("a part has another size than it says")
+                content = rows.view(torch.uint8).numpy().data.cast("B")
                 if in_order:
                     file.seek(begin + skipped * (rows.nbytes // len(rows)))
-                    if file.readinto(rows.view(torch.uint8).numpy().data.cast("B")) != rows.nbytes:
+                    if file.readinto(content) != rows.nbytes:
                         raise EOFError("a file ends too early")
                 else:
                     file.seek(info.offset)
                     whole = torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
                     rows.copy_(whole.reshape(-1, *rows.shape[1:])[skipped : skipped + len(rows)])
+                if where not in self._checked:
+                    all_of_it = in_order and len(content) == length
+                    if checksum != (zlib.crc32(content) if all_of_it else _checksum(file, begin, length)):
+                        raise ValueError("its checksum is another than was written")
+                    self._checked.add(where)
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-            raise LatxaError(f"{self._directory}: {name} cannot be read; the checkpoint is damaged ({error})") from None
+            raise LatxaError(f"{path}: a part of {name} is damaged ({error}); {MEND}") from None
         if rows is not place:
             place.copy_(rows)
 
@@ -167,15 +178,26 @@ class _Strides(pickle.Unpickler):
         raise ValueError(f"a part is a {module}.{name}")
 
 
-def _data(file: Any, offset: int, length: int) -> tuple[int, int, bool]:
-    """Where in a file the numbers of the tensor stand that torch.save wrote at an offset, their bytes, and whether they stand in
-    the order of its rows; those of a transposed one do not."""
+class _Numbers(NamedTuple):
+    """Where in a file the numbers of a part begin, their bytes and CRC-32, and whether they stand in the order of its rows.
+
+    Those of a transposed tensor do not.
+    """
+
+    begin: int
+    length: int
+    checksum: int
+    in_order: bool
+
+
+def _numbers(file: Any, offset: int, length: int) -> _Numbers:
+    """Of the tensor that torch.save wrote at an offset."""
     with zipfile.ZipFile(_Slice(file, offset, length)) as archive:
         entry = next((entry for entry in archive.infolist() if entry.filename.endswith("/data/0")), None)
         described = next((entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")), None)
         pickled = b"" if described is None else archive.read(described)
-    if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("a part is not as torch.save writes it")
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("a part is not as torch.save writes it")
     file.seek(offset + entry.header_offset)
     header = file.read(30)  # of which the last four bytes are the lengths of the name and of what follows it
     try:
@@ -184,7 +206,21 @@ def _data(file: Any, offset: int, length: int) -> tuple[int, int, bool]:
     except Exception as error:  # of what is no tensor, anything
         raise ValueError(f"a part is not as torch.save writes it: {error}") from None
     place = offset + entry.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-    return place, entry.file_size, in_order
+    return _Numbers(place, entry.file_size, entry.CRC, in_order)
+
+
+def _checksum(file: Any, begin: int, length: int) -> int:
+    """CRC-32 of so many bytes of a file."""
+    block = memoryview(bytearray(CHECKED_BYTES))
+    found = 0
+    file.seek(begin)
+    while length:
+        size = file.readinto(block[:length])
+        if not size:
+            raise EOFError("a file ends too early")
+        found = zlib.crc32(block[:size], found)
+        length -= size
+    return found
 
 
 class _Slice(io.RawIOBase):

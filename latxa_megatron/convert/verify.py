@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latxa_megatron.convert.adapter import AdaptedTensors
 from latxa_megatron.convert.hf import HfTensors
 from latxa_megatron.convert.layers import Difference, run_layers
 from latxa_megatron.convert.megatron import MegatronTensors, resolve
@@ -21,6 +22,7 @@ from latxa_megatron.convert.threads import PIECE_BYTES, Report, in_threads
 from latxa_megatron.errors import LatxaError
 from latxa_megatron.model import device
 from latxa_megatron.model.llama import LlamaShape
+from latxa_megatron.train import checkpoint
 
 TOLERANCE = 1e-4
 """The most that the two may differ by in fp32: the norm of a difference over the norm."""
@@ -41,18 +43,20 @@ def verify(
     hf: Path,
     source: Path,
     *,
+    adapter: Path | None = None,
     workers: int = 2,
     report: Report = lambda done, total: None,
 ) -> Verified:
     """Prove that a checkpoint (a torch_dist directory, or the newest under `source`) is the model of a Hugging Face directory.
 
-    workers: threads, each comparing a tensor. report: told of the bytes that are read, of the checkpoint, for both proofs.
-    Raises LatxaError for the first thing in which they differ.
+    adapter: a LoRA that was merged into the weights while importing. workers: threads, each comparing a tensor.
+    report: told of the bytes that are read, of the checkpoint, for both proofs. Raises LatxaError for the first thing in
+    which they differ.
     """
     if device.on_gpu():
         raise LatxaError("verify computes on the CPU; set CUDA_VISIBLE_DEVICES to nothing before torch is imported")
     shape = LlamaShape.from_hf(hf)
-    theirs = HfTensors(hf)
+    theirs = HfTensors(hf) if adapter is None else AdaptedTensors(hf, adapter)
     check_source(hf, shape, theirs)
     directory = resolve(source)
     find_origin(directory, hf)  # the checkpoint may know settings of which its tensors tell nothing
@@ -68,6 +72,8 @@ def verify(
     counts = dict(zip(names, in_threads(workers, compare, names, 2 * size, report), strict=True))
     if other := [name for name in names if counts[name]]:
         more = f", and in {len(other) - 1} other tensors" if len(other) > 1 else ""
+        if adapter is None and checkpoint.read_facts(directory).get("imported", {}).get("adapter"):
+            more += "; an adapter was merged into it, name that with --adapter"
         raise LatxaError(f"{directory}: differs from {hf} in {counts[other[0]]:,} values of {other[0]}{more}")
     tokens, layers, logits = run_layers(
         hf, shape, theirs, ours, lambda done: report(size + size * done // shape.layers, 2 * size)

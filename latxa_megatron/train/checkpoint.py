@@ -93,6 +93,8 @@ def resolve(checkpoint: Path) -> Path:
     """The iter_* directory that a path names: itself, or the newest inside. LatxaError if there is none, or it is damaged."""
     if (checkpoint / ".metadata").is_file():
         return checkpoint
+    if not checkpoint.is_dir():
+        raise LatxaError(f"{checkpoint}: there is no such checkpoint directory")
     newest = next(iter(_newest_first(checkpoint)), None)
     if newest is None:
         raise LatxaError(f"{checkpoint}: holds no Megatron checkpoint")
@@ -106,9 +108,12 @@ def resolve(checkpoint: Path) -> Path:
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """run.json of a checkpoint; empty for one that another program wrote."""
+    """run.json of a checkpoint; empty for one that another program wrote. LatxaError where it is damaged."""
     file = directory / RUN_FILE
-    return read_json(file) if file.is_file() else {}
+    found = read_json(file) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise LatxaError(f"{file}: is not what a run or an import writes; copy or make the checkpoint again")
+    return found
 
 
 def has_fp8_weights(directory: Path) -> bool:

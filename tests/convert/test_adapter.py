@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from latxa_megatron.convert import adapter as adapters
 from latxa_megatron.convert.exporter import export_hf
 from latxa_megatron.convert.importer import import_hf
+from latxa_megatron.convert.verify import verify
 from latxa_megatron.errors import LatxaError
 from tests.tiny import load_llama, write_llama
 
@@ -65,6 +66,9 @@ def test_a_bf16_model_is_changed_in_fp32(tmp_path):
     adapter = write_adapter(hf, tmp_path / "adapter", target_modules=["q_proj"])
     import_hf(hf, tmp_path / "ckpt", adapter=adapter)
     export_hf(tmp_path / "ckpt", tmp_path / "out")
+    assert verify(hf, tmp_path / "ckpt", adapter=adapter).tensors == 39
+    with pytest.raises(LatxaError, match=r"; an adapter was merged into it, name that with --adapter$"):
+        verify(hf, tmp_path / "ckpt")
     change = load_file(adapter / "adapter_model.safetensors")
     name = "model.layers.2.self_attn.q_proj"
     a, b = (change[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")

@@ -83,6 +83,10 @@ DAMAGE = {
         "gate_proj.weight has the type F8_E4M3; known are F32, F16, BF16",
     ),
     "a truncated file": (_cut, "model.safetensors: is not a whole safetensors file"),
+    "a pointer of git-lfs": (
+        lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "model.safetensors: is what git-lfs leaves in place of the weights; run git lfs pull there",
+    ),
     "offsets that overlap": (
         lambda d: _edit_header(d, lambda h: h[GATE].update(data_offsets=[0, h[GATE]["data_offsets"][1]])),
         "model.safetensors: is not a whole safetensors file",
@@ -223,6 +227,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         resolve(tmp_path / "old" / "iter_0000010")
     with pytest.raises(LatxaError, match="holds no Megatron checkpoint"):
         resolve(tmp_path / "empty")
+    with pytest.raises(LatxaError, match="absent: there is no such checkpoint directory"):
+        resolve(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("kind", ["short", "absent", "a part is not in the list"])
@@ -238,9 +244,10 @@ def test_a_checkpoint_that_lacks_numbers_is_refused_before_any_is_written(kind, 
         metadata = pickle.loads((directory / ".metadata").read_bytes())
         metadata.state_dict_metadata["decoder.layers.mlp.linear_fc2.weight"].chunks.pop()
         (directory / ".metadata").write_bytes(pickle.dumps(metadata))
+        (directory / "run.json").unlink()  # which has its hash
     monkeypatch.setattr(exporter, "write_safetensors", None)
     for use in (lambda: export_hf(directory, tmp_path / "out"), lambda: verify(tmp_path / "hf", directory)):
-        with pytest.raises(LatxaError, match=r"is missing from __0_0.distcp; the|fc2.weight is not whole; the"):
+        with pytest.raises(LatxaError, match=r"is missing from __0_0.distcp; copy or|fc2.weight is not whole; copy or"):
             use()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf"]
 
@@ -270,3 +277,57 @@ def test_a_damaged_checkpoint_is_not_passed_over_in_silence(tmp_path):
     (before / "common.pt").unlink()
     with pytest.raises(LatxaError, match=r"iter_0000000: is not whole by its run.json, .*; none there is whole"):
         resolve(root)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_flipped_bit_is_not_exported(cut, monkeypatch, tmp_path):
+    """Anywhere in the numbers: torch.save wrote a checksum of each part."""
+    if cut:
+        monkeypatch.setattr(importer, "PIECE_BYTES", 1000)
+        monkeypatch.setattr(exporter, "PIECE_BYTES", 300)
+    source = write_llama(tmp_path / "hf")
+    directory = import_hf(source, tmp_path / "ckpt")
+    file = directory / "__0_0.distcp"
+    content = file.read_bytes()
+    chance = random.Random(2)
+    for tensor in load_file(source / "model.safetensors").values():
+        row = tensor.view(-1, tensor.shape[-1])[:1].numpy().tobytes()
+        changed = bytearray(content)
+        changed[content.index(row) + chance.randrange(len(row))] ^= 1 << chance.randrange(8)
+        file.write_bytes(changed)
+        with pytest.raises(LatxaError, match=r"__0_0.distcp: a part of .* is damaged \(its checksum is another .*; copy"):
+            export_hf(directory, tmp_path / "out")
+        assert not list(tmp_path.glob("out*"))
+    file.write_bytes(content)
+    export_hf(directory, tmp_path / "out")
+
+
+def test_another_list_of_tensors_than_was_written_is_refused(tmp_path):
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    file = directory / ".metadata"
+    file.write_bytes(file.read_bytes() + b" ")  # as pickles go, the same
+    with pytest.raises(LatxaError, match=r"\.metadata: is not the one that run.json has the hash of; copy or make"):
+        export_hf(directory, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("value", ["../model.safetensors", "/tmp/model.safetensors", 7])
+def test_a_checkpoint_cannot_name_files_elsewhere(value, tmp_path):
+    """A checkpoint may come from anywhere; what its import kept of names would be written to."""
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    kept = tmp_path / "ckpt" / "hf" / "weight_map.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "model.norm.weight": value}))
+    with pytest.raises(LatxaError, match=f"weight_map.json: {value!r} is not the name of a safetensors file beside it"):
+        export_hf(directory, tmp_path / "out")
+    kept.write_text("[]")
+    with pytest.raises(LatxaError, match=r"weight_map.json: has no weight_map"):
+        export_hf(directory, tmp_path / "out")
+
+
+def test_a_run_file_that_is_none(tmp_path):
+    directory = import_hf(write_llama(tmp_path / "hf"), tmp_path / "ckpt")
+    (directory / "run.json").write_text("[]")
+    with pytest.raises(LatxaError, match=r"iter_0000000: is not whole by its run.json"):
+        export_hf(tmp_path / "ckpt", tmp_path / "out")
+    with pytest.raises(LatxaError, match=r"run.json: is not what a run or an import writes; copy or make"):
+        export_hf(directory, tmp_path / "out")

@@ -57,9 +57,10 @@ def test_tensors_in_pieces_are_the_same(piece, tmp_path, monkeypatch):
     source = write_llama(tmp_path / "hf", dtype=torch.bfloat16)
     whole = import_hf(source, tmp_path / "whole")
     monkeypatch.setattr(importer, "PIECE_BYTES", piece)
+    monkeypatch.setattr(importer, "FILE_BYTES", 20_000)
     monkeypatch.setattr(exporter, "PIECE_BYTES", piece)
     cut = import_hf(source, tmp_path / "cut")
-    assert (cut / "__0_0.distcp").stat().st_size > (whole / "__0_0.distcp").stat().st_size
+    assert len(list(cut.glob("*.distcp"))) > len(list(whole.glob("*.distcp"))) == 2
     export_hf(tmp_path / "cut", tmp_path / "back")
     before, after = (load_file(path / "model.safetensors") for path in (source, tmp_path / "back"))
     assert before.keys() == after.keys()
@@ -85,11 +86,16 @@ def test_no_piece_is_larger_than_was_asked_for(family, tmp_path):
         assert torch.equal(torch.cat(pieces), tensor)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_same_source_gives_the_same_bytes(workers, tmp_path):
-    source = write_llama(tmp_path / "hf", max_shard_size="60KB")
+@pytest.mark.parametrize(("workers", "shard"), [(1, "60KB"), (3, "60KB"), (3, "1GB")])
+def test_the_same_source_gives_the_same_bytes(workers, shard, tmp_path, monkeypatch):
+    """Also where it is a single file, of which several threads write a part each."""
+    monkeypatch.setattr(importer, "FILE_BYTES", 60_000)
+    hashed = []
+    monkeypatch.setattr(importer, "sha256", lambda path: hashed.append(path) or sha256(path))
+    source = write_llama(tmp_path / "hf", max_shard_size=shard)
     done = []
     one = import_hf(source, tmp_path / "one")
+    assert sorted(hashed) == sorted(source.glob("*.safetensors"))  # once
     other = import_hf(source, tmp_path / "other", workers=workers, report=lambda *bytes_: done.append(bytes_))
     total = sum(tensor.nbytes for path in source.glob("*.safetensors") for tensor in load_file(path).values())
     assert done[-1] == (total, total)
