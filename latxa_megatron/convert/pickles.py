@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 _OF_METADATA = {
@@ -44,9 +44,21 @@ def load_safely(content: bytes) -> Any:
 def read_metadata(file: Path) -> Metadata:
     """.metadata, the list of tensors and where they stand, of which torch's own reader runs all. Damaged, it raises anything."""
     found = _OfMetadata(io.BytesIO(file.read_bytes())).load()
-    if not isinstance(found, Metadata):
+    if not isinstance(found, Metadata) or not all(_is_described(*item) for item in found.state_dict_metadata.items()):
         raise ValueError("no list of tensors")
+    for info in found.storage_data.values():
+        if [type(each) for each in (info.relative_path, info.offset, info.length)] != [str, int, int]:
+            raise ValueError("no list of places")
     return found
+
+
+def _is_described(name: Any, stored: Any) -> bool:
+    """Whether an entry of the list has all that is asked of it. Raises AttributeError or TypeError where it lacks something."""
+    if not isinstance(stored, TensorStorageMetadata):
+        return isinstance(name, str)
+    sizes = [stored.size, *(each for chunk in stored.chunks for each in (chunk.offsets, chunk.sizes))]
+    typed = isinstance(name, str) and isinstance(stored.properties.dtype, torch.dtype)
+    return typed and all(isinstance(each, torch.Size) and len(each) == len(stored.size) for each in sizes)
 
 
 class _OfMetadata(pickle.Unpickler):
