@@ -46,7 +46,7 @@ def build(tokenizer: Path, files: list[str], out: Path) -> tuple[int, Used]:
     from latxa_megatron.files import sha256
 
     starts = []
-    store = build_store(out, tokenizer, [find("corpus", files)], say=lambda line: starts.append(used()))
+    store = build_store(out, tokenizer, [find("corpus", files)], workers=1, say=lambda line: starts.append(used()))
     for file in files:  # as was done before the start: what counts is all after it, and so once
         sha256(Path(file))
     return sum(totals.tokens for totals in store.totals().values()), starts[0]

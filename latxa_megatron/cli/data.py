@@ -38,7 +38,10 @@ def data_build(
         typer.Option(help="What control tokens that stand literally in a text are."),
     ] = "text",
     hold_out: Annotated[float, typer.Option(help="Share of the documents to keep out, by a hash of their id.")] = 0.0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the store is the same for any number.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; by default one for each processor, at most 8. The store is always the same."),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Do one share of the work, 0/N to N-1/N, as a task of a Slurm array does."),

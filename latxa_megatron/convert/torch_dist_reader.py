@@ -153,7 +153,7 @@ class TorchDistReader:
                     rows.copy_(whole.reshape(-1, *rows.shape[1:])[skipped : skipped + len(rows)])
                 if where not in self._checked:
                     all_of_it = in_order and len(content) == length
-                    if checksum != (zlib.crc32(content) if all_of_it else _checksum(file, begin, length)):
+                    if checksum and checksum != (zlib.crc32(content) if all_of_it else _checksum(file, begin, length)):
                         raise ValueError("its checksum is another than was written")
                     self._checked.add(where)
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
@@ -181,7 +181,7 @@ class _Strides(pickle.Unpickler):
 class _Numbers(NamedTuple):
     """Where in a file the numbers of a part begin, their bytes and CRC-32, and whether they stand in the order of its rows.
 
-    Those of a transposed tensor do not.
+    Those of a transposed tensor do not. The checksum is 0 where torch.save was told to write none.
     """
 
     begin: int

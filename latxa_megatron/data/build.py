@@ -33,7 +33,7 @@ def build_store(
     tokenizer_directory: Path,
     sources: list[Source],
     *,
-    workers: int = 1,
+    workers: int | None = None,
     ray: str | None = None,
     skip_errors: bool = False,
     special_tokens: SpecialTokens = "text",
@@ -42,7 +42,8 @@ def build_store(
 ) -> TokenStore:
     """Tokenize sources into a new store at `out`; return it at once where it already holds exactly these inputs.
 
-    workers: processes on this machine; or ray: the address of a Ray cluster whose machines see the same files.
+    workers: processes on this machine, by default one for each processor, at most 8; or ray: the address of a Ray cluster whose
+    machines see the same files.
     skip_errors: leave lines out that are no record, and say which in the store's skipped.txt. special_tokens: what control tokens
     are that stand literally in a text. say: told which tokenizer runs.
     Raises LatxaError (and leaves nothing behind) for bad input, and where `out` holds something else.
@@ -73,7 +74,7 @@ def build_share(
     sources: list[Source],
     share: Share,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     skip_errors: bool = False,
     special_tokens: SpecialTokens = "text",
     progress: Progress = lambda done, total: None,

@@ -1,11 +1,13 @@
 """Shard tasks on the processes of one machine."""
 
+import os
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 
 from latxa_megatron.data.pool import Pool
 from latxa_megatron.data.shards import Encoders, Task, Written, finished, write_shards
+from latxa_megatron.data.sources import CHUNK_BYTES
 from latxa_megatron.data.tokenizer import SpecialTokens, Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -40,12 +42,18 @@ def run(tasks: list[Task], execute: Execute, progress: Progress) -> list[Written
     return [shard for task in tasks for shard in written[task.prefix]]
 
 
-def on_this_machine(tokenizer: Tokenizer, workers: int) -> Execute:
-    """In this process, or on as many others."""
+MOST_WORKERS = 8
+"""Processes that are started unasked: each holds a tokenizer of its own, of some 700 MB for Llama 3's."""
+
+
+def on_this_machine(tokenizer: Tokenizer, workers: int | None) -> Execute:
+    """In this process, or on as many others; on as many as there are processors and work for, where that is not given."""
 
     def execute(tasks: list[Task]) -> Generator[tuple[Task, list[Written]]]:
-        if workers > 1 and len(tasks) > 1:
-            yield from _in_processes(tasks, tokenizer, min(workers, len(tasks)))
+        work = sum(task.chunk.size for task in tasks) // CHUNK_BYTES
+        wanted = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS, work)
+        if wanted > 1 and len(tasks) > 1:
+            yield from _in_processes(tasks, tokenizer, min(wanted, len(tasks)))
         else:
             encoders = Encoders(tokenizer)
             for task in tasks:

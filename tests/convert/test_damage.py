@@ -279,6 +279,20 @@ def test_a_damaged_checkpoint_is_not_passed_over_in_silence(tmp_path):
         resolve(root)
 
 
+def test_a_checkpoint_without_checksums_is_exported(tmp_path):
+    """torch.save can be told to write none, and writes 0 in their place."""
+    source = write_llama(tmp_path / "hf")
+    torch.serialization.set_crc32_options(False)
+    try:
+        directory = import_hf(source, tmp_path / "ckpt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    export_hf(directory, tmp_path / "out")
+    expected, found = (load_file(path / "model.safetensors") for path in (source, tmp_path / "out"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_flipped_bit_is_not_exported(cut, monkeypatch, tmp_path):
     """Anywhere in the numbers: torch.save wrote a checksum of each part."""

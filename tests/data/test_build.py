@@ -67,14 +67,15 @@ def test_megatron_reads_the_same_tokens(files, byte_tokenizer, indexed_dataset, 
     assert found == [document_tokens(d)[0] for d in DOCUMENTS] + [conversation_tokens(c)[0] for c in CONVERSATIONS]
 
 
-def test_the_bytes_do_not_depend_on_workers_nor_on_the_time(files, byte_tokenizer, tmp_path, chunk_bytes):
+def test_the_bytes_do_not_depend_on_workers_nor_on_the_time(files, byte_tokenizer, tmp_path, chunk_bytes, monkeypatch):
     chunk_bytes(1500)
+    monkeypatch.setattr("latxa_megatron.data.workers.CHUNK_BYTES", 1500)  # so that there is work for several, unasked
     built = []
-    for i, workers in enumerate([1, 1, 2, 3]):
+    for i, workers in enumerate([1, 1, 2, 3, None]):
         store = build_store(tmp_path / str(i), byte_tokenizer, [corpus(files), chat(files)], workers=workers)
         built.append(contents(store.directory))
     assert len([name for name in built[0] if name.endswith(".bin")]) > 4
-    assert built[1:] == built[:1] * 3
+    assert built[1:] == built[:1] * 4
 
 
 def test_a_store_of_the_same_inputs_is_returned_and_of_others_refused(files, byte_tokenizer, tmp_path):
