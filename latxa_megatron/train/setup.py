@@ -80,8 +80,14 @@ def set_up(run: RunConfig) -> Job:
 
         positions = padded_length(dataset) * run.train.micro_batch
         userbuffers.prepare(positions, shape.hidden, run.parallel.tp, precision(run))
-    options = {"deterministic": run.train.deterministic, "cuda_graph": run.train.cuda_graph}
-    chunks = build_model(shape, layout(run), precision(run), run.train.recompute, **options)
+    chunks = build_model(
+        shape,
+        layout(run),
+        precision(run),
+        run.train.recompute,
+        deterministic=run.train.deterministic,
+        cuda_graph=run.train.cuda_graph,
+    )
     noise = Neftune(run.train.neftune_alpha, run.train.seed, run.train.neftune_length)
     noise.attach(chunks[0])
     resumed = checkpoint.latest_for_all(run.checkpoints)
