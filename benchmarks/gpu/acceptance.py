@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,29 +193,50 @@ class Checks:
 
     def gone(self) -> Iterator[Line]:
         """How long it takes until all has ended when rank 1 is killed in the middle of a run. Needs two GPUs."""
+        with self.under_way("gone", []) as (launcher, ranks):
+            ranks["1"].kill()
+            seconds, said = ended(launcher)
+        named = "rank 1" in said.splitlines()[-1] and not ranks["0"].is_running()
+        yield "a rank is killed: the launcher names it and ends after", "10 s", f"{seconds:.1f} s", named and seconds <= 10
+
+    def hangs(self) -> Iterator[Line]:
+        """The same when rank 1 is stopped, and the others wait for it: a step may take half a minute here."""
+        with self.under_way("hangs", ["guard.hang_minutes=0.5"]) as (launcher, ranks):
+            ranks["1"].suspend()
+            seconds, said = ended(launcher)
+        report = "; ".join(line.strip() for line in said.splitlines() if line.startswith("  rank "))
+        named = "rank 1: wrote no stack" in report and "rank 0: " in report and not any(r.is_running() for r in ranks.values())
+        what = "a rank stands still: what the report says, and when all has ended"
+        yield what, "names it", f"{report}; after {seconds:.1f} s", named
+
+    @contextmanager
+    def under_way(self, name: str, overrides: list[str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+        """The launcher of a run on two GPUs after its third step, and psutil's processes of its ranks."""
         import psutil
 
-        file = write_run(self.out, "gone", "8B-shaped, 2 layers", self.plan(8192))
-        command = [sys.executable, "-m", "latxa_megatron", "launch", "local", str(file), "--nproc", "2"]
+        file = write_run(self.out, name, "8B-shaped, 2 layers", self.plan(8192))
+        command = [sys.executable, "-m", "latxa_megatron", "launch", "local", str(file), "--nproc", "2", *overrides]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
             while not (file.with_name("metrics.jsonl").exists() and len(read_metrics(file)) > 2):
                 if launcher.poll() is not None:
                     raise RuntimeError(launcher.communicate()[1][-4000:])
                 time.sleep(0.2)
-            ranks = {each.environ().get("RANK"): each for each in psutil.Process(launcher.pid).children()}
-            ranks["1"].kill()
-            began = time.monotonic()
-            _, said = launcher.communicate()
-        seconds = time.monotonic() - began
-        named = "rank 1" in said.splitlines()[-1] and not ranks["0"].is_running()
-        yield "a rank is killed: the launcher names it and ends after", "10 s", f"{seconds:.1f} s", named and seconds <= 10
+            ranks = {each.environ().get("RANK", ""): each for each in psutil.Process(launcher.pid).children()}
+            yield launcher, ranks
+
+
+def ended(launcher: subprocess.Popen[str]) -> tuple[float, str]:
+    """Seconds until it ended, and what it said in the end."""
+    began = time.monotonic()
+    _, said = launcher.communicate()
+    return time.monotonic() - began, said
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    every = ["layouts", "cpu", "resume", "moved", "resume_fp8", "fp8", "stall", "fp8_others", "gone"]
+    every = ["layouts", "cpu", "resume", "moved", "resume_fp8", "fp8", "stall", "fp8_others", "gone", "hangs"]
     parser.add_argument("--only", nargs="*", default=every)
     arguments = parser.parse_args()
     checks = Checks(arguments.out.resolve(), arguments.store.resolve())

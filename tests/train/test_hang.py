@@ -16,16 +16,18 @@ Thread 0x00007f02 (most recent call first):
   File "/venv/latxa_megatron/train/step.py", line 190 in train_step
   File "/venv/latxa_megatron/train/loop.py", line 60 in _train
 """
+MESSAGE = "not ended: all_reduce, no. 57 of DATA_PARALLEL_GROUP\n"
 READING = WAITING.replace("train/step.py", "data/dataset.py").replace("in train_step", "in batch").replace("all_reduce", "read")
 
 
 def test_who_stands_where(tmp_path):
-    for rank, text in {0: WAITING, 1: WAITING, 3: READING}.items():
+    for rank, text in {0: WAITING + MESSAGE, 1: WAITING + MESSAGE, 3: READING}.items():
         rank_file(tmp_path, rank).write_text(text)
     assert report(tmp_path, 4).splitlines()[1:] == [
         "  rank 2: wrote no stack: it ended, or its machine did",
         "  rank 3: read (distributed/distributed_c10d.py:3000), called from batch (data/dataset.py:190)",
-        "  ranks 0, 1: all_reduce (distributed/distributed_c10d.py:3000), called from train_step (train/step.py:190)",
+        "  ranks 0, 1: all_reduce (distributed/distributed_c10d.py:3000), called from train_step (train/step.py:190)"
+        "; not ended: all_reduce, no. 57 of DATA_PARALLEL_GROUP",
     ]
 
 

@@ -1,0 +1,29 @@
+"""The collective operations that this rank has begun and that have not ended, by the record that torch keeps of them."""
+
+import json
+from typing import Any
+
+from torch._C import _distributed_c10d as c10d
+
+from latxa_megatron.model import device
+
+
+def unfinished() -> list[str]:
+    """The oldest of each process group, such as "all_reduce, no. 57 of DATA_PARALLEL_GROUP"; none by a torch without a record.
+
+    Those in a CUDA graph are not in it, nor are messages between two ranks over gloo. Asks CUDA, which may not answer.
+    """
+    dump = getattr(c10d, "_dump_nccl_trace_json" if device.on_gpu() else "_dump_fr_trace_json", None)
+    return [] if dump is None else _oldest(json.loads(dump(True, False)))
+
+
+def _oldest(record: dict[str, Any]) -> list[str]:
+    found: dict[int, str] = {}
+    for entry in record["entries"]:  # in the order in which they began
+        number = int(entry["p2p_seq_id" if entry["is_p2p"] else "collective_seq_id"])
+        status = record["pg_status"][str(entry["pg_id"])]
+        ended, begun = int(status["last_completed_collective"]), int(status["last_enqueued_collective"])
+        if not entry["retired"] and ended < number <= begun:
+            name = entry["profiling_name"].partition(":")[2]
+            found.setdefault(entry["pg_id"], f"{name}, no. {number} of {entry['process_group'][1] or 'a group without a name'}")
+    return list(found.values())
