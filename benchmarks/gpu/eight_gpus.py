@@ -82,6 +82,7 @@ class Script:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.out, self.gpus, self.tiny = arguments.out.resolve(), arguments.gpus, arguments.tiny
+        self.only = arguments.only
         self.gpu, self.start = find_gpu(arguments.gpu), START[arguments.tiny]
         self.measured_links: dict[str, Any] | None = None
         self.out.mkdir(parents=True, exist_ok=True)
@@ -97,10 +98,11 @@ class Script:
         return plan
 
     def jobs(self) -> list[tuple[str, Callable[[], Job]]]:
-        """One for each line, the most important first, by name; each raises LatxaError where it cannot be run."""
+        """One for each line asked for, the most important first, by name; each raises LatxaError where it cannot be run."""
         runs = [tiny(row, self.gpus) if self.tiny else row for row in rows(self.gpus)]
         training = [(f"{row.shape}, {row.seq_length}: {row.name}", partial(self.training, row)) for row in runs]
-        return [("bandwidth", self.bandwidth), *training[:-1], ("resume", self.resume), training[-1]]
+        every = [("bandwidth", self.bandwidth), *training[:-1], ("resume", self.resume), training[-1]]
+        return [(what, job) for what, job in every if any(words in what for words in self.only)]
 
     def checked(self, name: str, shape: str, seq_length: int, overrides: list[str]) -> Estimate:
         """The plan of a run that can start on these GPUs and fits them; its run file is written."""
@@ -266,6 +268,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mean", type=float, help="mean length of documents of random words; each a whole sample without it")
     parser.add_argument("--gpus", type=int, choices=[2, 4, 8], help="those that are there, or 8")
     parser.add_argument("--gpu", default="h200", help="the GPU's name in plan/gpus.yaml")
+    parser.add_argument("--only", nargs="*", default=[""], help="rows whose names hold one of these")
     parser.add_argument("--budget-seconds", type=float, default=525)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="tiny models in bf16, on the CPU")
