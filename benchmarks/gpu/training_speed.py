@@ -39,6 +39,8 @@ RUNS: list[tuple[int, str, str, list[str]]] = [
     (1, "8B-shaped, 8 layers", "fp8, head in fp8, CUDA graph", [*HEAD, GRAPH]),
     (1, "135M-shaped", "bf16", BF16),
     (1, "135M-shaped", "bf16, CUDA graph", [*BF16, GRAPH]),
+    (2, "135M-shaped", "dp2, bf16", [*BF16, "train.global_batch=32"]),
+    (2, "135M-shaped", "dp2, bf16, CUDA graph", [*BF16, GRAPH, "train.global_batch=32"]),
     (2, "Llama-3.1-8B", "dp2, fp8, head in fp8", [*HEAD, "train.global_batch=32"]),
     (2, "70B-shaped, 8 layers", "tp2, fp8, head in fp8", [*HEAD, "parallel.tp=2"]),
     (2, "70B-shaped, 8 layers", "pp2 vp2, fp8, head in fp8", [*HEAD, *BALANCED, "parallel.stages=[2,3,2,1]"]),

@@ -92,7 +92,7 @@ def step_seconds(
         _over_pp(shape, layout, own, microbatches, shards, gpu, node),
         launches,
         (sum(times) - times[slowest]) / layout.vp,  # while the pipeline fills and drains, the slowest stage waits for the others
-        _over_dp(stage, precision, times[slowest], layout.tp, shards, gpu, node),
+        _over_dp(stage, precision, times[slowest], layout.tp, shards, gpu, node, ahead=not train.cuda_graph),
         optimizer,
     )
 
@@ -105,14 +105,17 @@ def _over_pp(shape: LlamaShape, layout: Layout, positions: float, microbatches: 
     return 2 * one * (layout.pp - 1 + (microbatches if layout.vp == 1 else 0))
 
 
-def _over_dp(stage: Stage, precision: Precision, one: float, tp: int, shards: int, gpu: Gpu, node: int) -> float:
-    """Gradients beyond the last microbatch's backward, and updated weights beyond the first one's forward; one: of both."""
+def _over_dp(stage: Stage, precision: Precision, one: float, tp: int, shards: int, gpu: Gpu, node: int, *, ahead: bool) -> float:
+    """Gradients beyond the last microbatch's backward, and updated weights beyond the first one's forward; one: of both.
+
+    ahead: whether that forward begins before all weights have come (train/optimizer.py).
+    """
     if shards == 1:
         return 0.0
     each = stage.parameters * (shards - 1) / shards / _among(gpu, shards, tp, node)
     gradients = (4 if precision.gradients == torch.float32 else 2) * each
     weights = (4 if precision.dtype == torch.float32 else 2) * each
-    return max(0.0, gradients - one * (1 - _FORWARD)) + max(0.0, weights - one * _FORWARD)
+    return max(0.0, gradients - one * (1 - _FORWARD)) + max(0.0, weights - ahead * one * _FORWARD)
 
 
 def _between(gpu: Gpu, ranks: int, node: int) -> float:

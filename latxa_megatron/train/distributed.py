@@ -32,6 +32,14 @@ def let_messages_overlap(wanted: bool) -> None:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
+def let_messages_be_recorded(wanted: bool) -> None:
+    """Have NCCL leave alone the buffers of messages in a CUDA graph, which it would register: torch's memory in expandable
+    segments is none that it can. Must come before connect().
+    """
+    if wanted:
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
+
+
 def time_limit(run: RunConfig) -> timedelta:
     """How long a rank waits for another before the library ends it: longer than the run's own watch, which can say more."""
     return timedelta(minutes=(run.guard.hang_minutes or 24 * 60) + 30)

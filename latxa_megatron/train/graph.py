@@ -44,6 +44,13 @@ class StepGraph:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: list[Any] = []
 
+    def __enter__(self) -> "StepGraph":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what was recorded: NCCL ends no group as long as there is a graph with its messages."""
+        self._graph, self._outputs = None, []
+
     def run(self, config: Any, microbatches: Iterable[Inputs], passes: Passes) -> list[Any]:
         """What `passes` returns for the microbatches; the next call overwrites it. config: megatron-core's, of the model."""
         self._take([self._fixed(each) for each in microbatches])
@@ -73,8 +80,8 @@ class StepGraph:
 
     def _fixed(self, inputs: Inputs) -> Inputs:
         surplus = self._documents + 1 - len(inputs.borders)
-        assert surplus >= 0, "a microbatch of more documents than were said"  # pad() would cut them off
-        borders = torch.nn.functional.pad(inputs.borders, (0, surplus), value=inputs.tokens.numel())
+        assert surplus >= 0, "a microbatch of more documents than were said"
+        borders = torch.cat([inputs.borders, inputs.borders[-1:].expand(surplus)])
         return replace(inputs, borders=borders, longest=self._longest)
 
     def _record(self, passes: Passes) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,13 @@ from latxa_megatron.model import device
 from latxa_megatron.sections import CheckpointSection
 from latxa_megatron.starts import Start
 from latxa_megatron.train.check import check_run
-from latxa_megatron.train.distributed import compute_same_bits, connected, let_messages_overlap, time_limit
+from latxa_megatron.train.distributed import (
+    compute_same_bits,
+    connected,
+    let_messages_be_recorded,
+    let_messages_overlap,
+    time_limit,
+)
 from latxa_megatron.train.flops import training_flops, utilization
 from latxa_megatron.train.graph import RECORDED
 from latxa_megatron.train.guard import Patience
@@ -49,6 +55,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None, check: Check 
     """
     compute_same_bits(run.train.deterministic)
     let_messages_overlap(run.parallel.tp_overlap)
+    let_messages_be_recorded(run.train.cuda_graph)
     with heartbeats() as beat, connected(time_limit(run)), Peers():
         check_run(run, dist.get_world_size())
         with _alone(run), Start(run.out, dist.get_world_size(), write=dist.get_rank() == 0) as start:
@@ -59,6 +66,7 @@ def train(run: RunConfig, watch: Watch = lambda total, line: None, check: Check 
                 StopSignals() as stop,
                 reports(run, job.start) as report,
                 HangWatch(run.out, run.guard.hang_minutes, beat) as hang,
+                job.graph or nullcontext(),
             ):
                 finished = _train(job, stop, hang, report, watch)
             start.ended(finished=finished)

@@ -16,10 +16,11 @@ from latxa_megatron.sections import OptimizerSection
 from latxa_megatron.train.optimizer_state import SharedOutOptimizer
 
 
-def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataParallel]:
+def wrap(chunks: list[GPTModel], precision: Precision, *, cuda_graph: bool = False) -> list[DistributedDataParallel]:
     """The chunks with gradients that are reduced over data- and context-parallel ranks, and optimizer state sharded over them.
 
-    Both directions go on beside the computation: gradients while backward runs, weights while the next forward does.
+    Both directions go on beside the computation: gradients while backward runs, weights while the next forward does. A CUDA graph
+    has no part in the second: what gathers weights only where they are old would be recorded as it happened to be.
     """
     config = chunks[0].config
     modules = [Float16Module(config, chunk) for chunk in chunks] if config.bf16 else chunks
@@ -28,7 +29,7 @@ def wrap(chunks: list[GPTModel], precision: Precision) -> list[DistributedDataPa
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=precision.gradients == torch.float32,
         overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap,
+        overlap_param_gather=overlap and not cuda_graph,
         fp8_param_gather=precision.fp8_params,
     )
     model = [DistributedDataParallel(config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]

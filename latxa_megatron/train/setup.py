@@ -93,7 +93,7 @@ def set_up(run: RunConfig) -> Job:
     resumed = checkpoint.latest_for_all(run.checkpoints)
     if resumed is None and run.model.checkpoint:
         checkpoint.load_weights(checkpoint.resolve(run.model.checkpoint), chunks)
-    model = wrap(chunks, precision(run))
+    model = wrap(chunks, precision(run), cuda_graph=run.train.cuda_graph)
     optimizer = build_optimizer(run.optimizer, model)
     state = State([unwrap(chunk) for chunk in model], optimizer, build_schedule(run.optimizer, optimizer, total))
     start = 0
@@ -103,7 +103,8 @@ def set_up(run: RunConfig) -> Job:
     saver = Saver(run.checkpoints, run.checkpoint)
     graph = None
     if run.train.cuda_graph:
-        graph = StepGraph(dataset.most_documents() * run.train.micro_batch, padded_length(dataset))
+        documents = dataset.most_documents() * run.train.micro_batch + (run.parallel.cp > 1)  # one more, of padding
+        graph = StepGraph(documents, padded_length(dataset))
     return Job(run, dataset, shape, noise, model, state, saver, Guard(run.guard, optimizer), graph, start, total)
 
 

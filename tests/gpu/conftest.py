@@ -1,6 +1,9 @@
 """Tests of what only a GPU can run: python -m pytest -m gpu tests/gpu, on a machine with Transformer Engine."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -35,7 +38,7 @@ def run_file(tmp_path_factory):
     from latxa_megatron.data.packing import pack
 
     root = tmp_path_factory.mktemp("run")
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "num_attention_heads": 4, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "num_attention_heads": 4, "num_hidden_layers": 4}
     hf = write_llama(root / "hf", **sizes)
     import_hf(hf, root / "imported")
     store = write_store(root / "store", *random_documents(600, longest=100))
@@ -60,4 +63,17 @@ def trained(run_file, name: str, overrides: list[str]) -> list[dict]:
 
     out = run_file.parent / name
     train(load_run(run_file, [f"out={out}", *overrides]))
+    return _metrics(out)
+
+
+def trained_on_two(run_file, name: str, overrides: list[str]) -> list[dict]:
+    """The same of a run on two GPUs, as users start it."""
+    out = run_file.parent / name
+    command = [sys.executable, "-m", "latxa_megatron", "launch", "local", run_file, "--nproc", 2, f"out={out}", *overrides]
+    done = subprocess.run([*map(str, command)], text=True, capture_output=True, check=False)
+    assert not done.returncode, done.stderr[-4000:]
+    return _metrics(out)
+
+
+def _metrics(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

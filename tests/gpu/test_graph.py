@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gpu.conftest import trained
+from tests.gpu.conftest import trained, trained_on_two
 
 pytestmark = pytest.mark.gpu
 
@@ -18,11 +18,35 @@ CASES = {
 }
 
 
+LAYOUTS = {
+    "dp2": [],
+    "dp2 in fp8": FP8,
+    "tp2": ["parallel.tp=2"],
+    "cp2": ["parallel.cp=2"],
+    "pp2": ["parallel.pp=2"],
+    "pp2 vp2": ["parallel.pp=2", "parallel.vp=2"],
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_the_same(case, run_file):
     """The first two steps are not from the graph; validation after the fourth and the checkpoint after the fifth come between."""
     expected, found = (trained(run_file, f"{case} {on}", [*CASES[case], f"train.cuda_graph={on}"]) for on in ("false", "true"))
-    tolerance = 0 if EXACT[0] in CASES[case] else 5e-3
+    compare(expected, found, 0 if EXACT[0] in CASES[case] else 5e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_of_two_gpus_are_the_same(layout, run_file):
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    overrides = [*EXACT, *LAYOUTS[layout], "guard.hang_minutes=1"]
+    expected = trained_on_two(run_file, f"{layout} as ever", overrides)
+    compare(expected, trained_on_two(run_file, layout, [*overrides, "train.cuda_graph=true"]), 0)
+
+
+def compare(expected: list[dict], found: list[dict], tolerance: float) -> None:
     for line, other in zip(expected, found, strict=True):
         assert other["loss"] == pytest.approx(line["loss"], rel=tolerance, abs=0), line["step"]
         assert other["grad_norm"] == pytest.approx(line["grad_norm"], rel=10 * tolerance, abs=0), line["step"]
