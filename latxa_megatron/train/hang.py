@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from latxa_megatron.train.messages import unfinished
+from latxa_megatron.train.collectives import unfinished
 
 GRACE = 10.0
 """Seconds in which all ranks write their files, before rank 0 reads them; and again until all ranks end."""

@@ -14,10 +14,14 @@ def unfinished() -> list[str]:
     Those in a CUDA graph are not in it, nor are messages between two ranks over gloo. Asks CUDA, which may not answer.
     """
     dump = getattr(c10d, "_dump_nccl_trace_json" if device.on_gpu() else "_dump_fr_trace_json", None)
-    return [] if dump is None else _oldest(json.loads(dump(True, False)))
+    try:
+        return [] if dump is None else oldest(json.loads(dump(True, False)))
+    except Exception as error:  # what is torch's own may change, and a report without it is better than none
+        return [f"unknown, for torch's record cannot be read: {error!r}"]
 
 
-def _oldest(record: dict[str, Any]) -> list[str]:
+def oldest(record: dict[str, Any]) -> list[str]:
+    """The same of such a record: torch's flight recorder, as JSON."""
     found: dict[int, str] = {}
     for entry in record["entries"]:  # in the order in which they began
         number = int(entry["p2p_seq_id" if entry["is_p2p"] else "collective_seq_id"])
