@@ -77,10 +77,8 @@ class RunConfig(Section):
             )
         if self.train.cuda_graph and self.train.neftune_alpha:
             raise ValueError("train.cuda_graph: goes without NEFTune's noise, which the CPU draws; set it to false")
-        if self.train.cuda_graph and (self.parallel.tp_overlap or self.precision.fp8 not in ("none", "tensorwise")):
-            raise ValueError(
-                "train.cuda_graph: was not tried with parallel.tp_overlap or any FP8 recipe but tensorwise; set it to false"
-            )
+        if self.train.cuda_graph and self.precision.fp8 not in ("none", "tensorwise"):
+            raise ValueError(f"train.cuda_graph: was not tried with precision.fp8 {self.precision.fp8}; set it to false")
         if self.train.global_batch % self.train.micro_batch:
             raise ValueError("train.global_batch: is not a multiple of train.micro_batch")
         return self

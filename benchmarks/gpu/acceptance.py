@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shapes import latxa, read_metrics, run_pair, run_shape, write_run, write_shape
+from shapes import kill, latxa, read_metrics, run_pair, run_shape, write_run, write_shape
 
 SHAPE, SMALL = "8B-shaped, 4 layers", "small, 8 layers"
 FP8 = ["precision.fp8=tensorwise", "precision.fp8_params=true"]
@@ -205,7 +205,8 @@ class Checks:
             ranks["1"].suspend()
             seconds, said = ended(launcher)
         report = "; ".join(line.strip() for line in said.splitlines() if line.startswith("  rank "))
-        named = "rank 1: wrote no stack" in report and "rank 0: " in report and not any(r.is_running() for r in ranks.values())
+        waits, stands = "rank 0: " in report and "not ended: " in report, "rank 1: wrote no stack" in report
+        named = waits and stands and not any(rank.is_running() for rank in ranks.values())
         what = "a rank stands still: what the report says, and when all has ended"
         yield what, "names it", f"{report}; after {seconds:.1f} s", named
 
@@ -226,9 +227,13 @@ class Checks:
 
 
 def ended(launcher: subprocess.Popen[str]) -> tuple[float, str]:
-    """Seconds until it ended, and what it said in the end."""
+    """Seconds until it ended, and what it said in the end. Raises RuntimeError where it does not."""
     began = time.monotonic()
-    _, said = launcher.communicate()
+    try:
+        _, said = launcher.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        kill(launcher.pid)
+        raise RuntimeError("no end after 300 s") from None
     return time.monotonic() - began, said
 
 

@@ -76,7 +76,6 @@ def transformer_config(
         # The interleaved schedule is silently wrong with batched point-to-point messages.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        batch_p2p_sync=not cuda_graph,
         # Overlapped sends over gloo may still be under way when megatron-core frees a stage's output; CUDA streams keep the
         # order. Without freeing, backward goes through torch.autograd.backward, where device.py's mode does not reach.
         deallocate_pipeline_outputs=gpu or not interleaved,

@@ -68,6 +68,8 @@ def check_spread(run: RunConfig, shape: LlamaShape, world_size: int) -> None:
     if world_size % ranks:
         raise LatxaError(f"parallel: tp x cp x pp is {ranks}, and {world_size} processes do not divide by it")
     data_parallel = world_size // ranks
+    if run.train.cuda_graph and ranks > 1:
+        raise LatxaError("train.cuda_graph: goes with data parallelism alone; set it to false, or parallel.tp, pp and cp to 1")
     if run.train.global_batch % (run.train.micro_batch * data_parallel):
         raise LatxaError(
             f"train.global_batch: {run.train.global_batch} is not a multiple of micro_batch {run.train.micro_batch} "

@@ -2,6 +2,9 @@
 
 A few steps go as always, on inputs that then stay where they are. The next is recorded, and from there each step is the same
 kernels on new inputs: as many documents in each microbatch, the surplus of no positions, none longer than a sample.
+
+Messages of data parallelism are recorded with the rest. Those of other kinds are not provided for: torch keeps the memory of one
+that goes from a rank to another to the end of the recording, and megatron-core may replace a buffer that the graph goes on using.
 """
 
 from collections.abc import Callable, Iterable
@@ -81,6 +84,7 @@ class StepGraph:
     def _fixed(self, inputs: Inputs) -> Inputs:
         surplus = self._documents + 1 - len(inputs.borders)
         assert surplus >= 0, "a microbatch of more documents than were said"
+        assert inputs.longest <= self._longest, "a longer document than was said"
         borders = torch.cat([inputs.borders, inputs.borders[-1:].expand(surplus)])
         return replace(inputs, borders=borders, longest=self._longest)
 

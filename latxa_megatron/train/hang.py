@@ -70,15 +70,21 @@ class HangWatch:
     def _watch(self) -> None:
         while not self._over.wait(1.0):
             late = time.monotonic() - self._deadline
-            if late > 1 and self._noted != self._deadline:
+            if late > 1 and self._rank != 0 and self._noted != self._deadline:
                 self._note()
             if late > GRACE and self._rank == 0:
-                text = report(self._directory, self._ranks)
-                (self._directory / "report.txt").write_text(text, encoding="utf-8")
-                print(text, file=sys.stderr, flush=True)
+                self._report()  # in case that CUDA does not answer
+                self._note()
+                print(self._report(), file=sys.stderr, flush=True)
                 os._exit(1)
             if late > 2 * GRACE:
                 os._exit(1)
+
+    def _report(self) -> str:
+        text = report(self._directory, self._ranks)
+        with contextlib.suppress(OSError):  # a full disk
+            (self._directory / "report.txt").write_text(text, encoding="utf-8")
+        return text
 
     def _note(self) -> None:
         """Write what has not ended below the stacks, once, unless the run went on meanwhile."""
@@ -87,10 +93,11 @@ class HangWatch:
                 return
             faulthandler.dump_traceback_later(3 * GRACE, exit=True, file=self._file)  # if CUDA does not answer, no thread goes on
             self._noted = self._deadline
-            for words in unfinished():
-                self._file.write(f"{_NOT_ENDED}{words}\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())  # for rank 0, on another node
+            with contextlib.suppress(OSError):
+                for words in unfinished():
+                    self._file.write(f"{_NOT_ENDED}{words}\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())  # for rank 0, on another node
 
 
 def rank_file(directory: Path, rank: int) -> Path:

@@ -103,8 +103,7 @@ def set_up(run: RunConfig) -> Job:
     saver = Saver(run.checkpoints, run.checkpoint)
     graph = None
     if run.train.cuda_graph:
-        documents = dataset.most_documents() * run.train.micro_batch + (run.parallel.cp > 1)  # one more, of padding
-        graph = StepGraph(documents, padded_length(dataset))
+        graph = StepGraph(dataset.most_documents() * run.train.micro_batch, padded_length(dataset))
     return Job(run, dataset, shape, noise, model, state, saver, Guard(run.guard, optimizer), graph, start, total)
 
 

@@ -151,14 +151,9 @@ def forward_backward(job: Job, reader: Reader, microbatches: list[Microbatch], *
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    # every stage needs the document borders, so every chunk reads the batches
     if job.graph and not forward_only:
-
-        def of_held(held: list[Inputs]) -> list[Any]:
-            return passes(data_iterator=[iter(held) for _ in job.model])
-
-        outputs = job.graph.run(job.model[0].config, map(read, microbatches), of_held)
-    else:
+        outputs = job.graph.run(job.model[0].config, map(read, microbatches), lambda held: passes(data_iterator=[iter(held)]))
+    else:  # every stage needs the document borders, so every chunk reads the batches
         outputs = passes(data_iterator=[map(read, microbatches) for _ in job.model])
     return _over_all_ranks(outputs, 2 + 2 * len(reader.sources))
 

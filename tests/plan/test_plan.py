@@ -113,6 +113,9 @@ def test_a_cuda_graph_waits_for_the_updated_weights(run_file):
         ("h200", 7, [], "train.global_batch"),
         ("h200", 8, ["data.seq_length=8200", "precision.fp8=tensorwise"], "data.seq_length: 8200"),
         ("a100-80g", 8, ["precision.fp8=tensorwise"], "precision.fp8"),
+        ("h200", 2, ["train.cuda_graph=true", "parallel.tp=2"], "train.cuda_graph: goes with data parallelism alone"),
+        ("h200", 2, ["train.cuda_graph=true", "parallel.cp=2"], "train.cuda_graph: goes with data parallelism alone"),
+        ("h200", 2, ["train.cuda_graph=true", "parallel.pp=2"], "train.cuda_graph: goes with data parallelism alone"),
     ],
 )
 def test_what_cannot_be_is_refused(run_file, gpu, gpus, overrides, words):

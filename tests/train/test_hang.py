@@ -45,3 +45,4 @@ def test_a_run_that_hangs_ends_and_names_the_rank(tiny_run):
     assert "called from train_step (train/step.py:" in said
     (waiting,) = [line for line in said.splitlines() if line.startswith("  rank 0: ")]
     assert "hung_worker" not in waiting.split(",")[0]
+    assert "; not ended: all_gather, no. " in waiting
