@@ -33,8 +33,9 @@ def let_messages_overlap(wanted: bool) -> None:
 
 
 def let_messages_be_recorded(wanted: bool) -> None:
-    """Have NCCL leave alone the buffers of messages in a CUDA graph, which it would register: torch's memory in expandable
-    segments is none that it can. Must come before connect().
+    """Have NCCL register no buffers of messages in a CUDA graph: megatron-core asks that of graphs with expandable segments.
+
+    Must come before connect().
     """
     if wanted:
         os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
